@@ -1,0 +1,145 @@
+"""Every setting of a run, as slotted dataclasses: standard library only, so that a typo dies before torch is imported.
+
+A *component* (model, data, objective, optimizer, schedule, trackers) is a mapping with a `_target_`, the dotted path of
+a class or function of anyone's; its settings live in its own signature and are checked against that (`components.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Component = dict[str, Any]
+
+ELEMENTWISE_ONLY = ("zero1", "zero2", "zero3")
+"""Engines that cut flattened parameters into slices, so that the optimizer may not look at a matrix's shape."""
+
+NOT_ELEMENTWISE = ("bigtrain.optim.muon", "bigtrain.optim.adafactor", "torch.optim.Muon", "torch.optim.Adafactor")
+
+
+@dataclass(slots=True)
+class Run:
+    """Where a run writes. The same folder again means: go on from its newest intact checkpoint."""
+
+    dir: str | None = None
+    """The run folder; by default `runs/<recipe>/<time>`, chosen once, before any rank starts."""
+    name: str | None = None
+    """The recipe's name, filled in when the configuration is composed."""
+
+
+@dataclass(slots=True)
+class EarlyStopping:
+    """End when the held-out loss has not improved by `min_delta` (nats) for `patience` evaluations."""
+
+    patience: int = 3
+    min_delta: float = 0.0
+
+
+@dataclass(slots=True)
+class Trainer:
+    """The loop. Exactly one of `max_steps`, `epochs` and `max_tokens` ends it."""
+
+    global_batch_size: int
+    """Samples (sequences) a step, over all ranks."""
+    micro_batch_size: int
+    """Samples at once on one rank; accumulation = global_batch_size / (micro_batch_size x ranks)."""
+    max_steps: int | None = None
+    epochs: float | None = None
+    max_tokens: int | None = None
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl; no device scalar is read in between."""
+    eval_every: int | None = None
+    """Steps between two evaluations on the held-out split; null: at the end only."""
+    eval_batches: int | None = None
+    """Micro-batches a rank an evaluation; null: the whole held-out split."""
+    grad_clip: float | None = 1.0
+    """Largest global L2 norm of the gradient; null: no clipping."""
+    activation_checkpointing: Literal["none", "full"] = "none"
+    compile: bool = False
+    """torch.compile the model."""
+    early_stopping: EarlyStopping | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    timeout_s: float = 1800.0
+    """Seconds that a rank waits for the others in a collective operation."""
+
+
+@dataclass(slots=True)
+class Engine:
+    """How the model is spread over the ranks."""
+
+    name: Literal["local", "ddp", "zero0", "zero1", "zero2", "zero3"]
+    bucket_size: int = 50_000_000
+    """Elements reduced or gathered at once (ZeRO)."""
+    overlap_comm: bool = True
+    """Reduce gradients while the backward pass still runs (ZeRO on a GPU)."""
+    sharded_init: bool = True
+    """zero3: no rank but the first ever holds the whole model."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Expert keys merged into DeepSpeed's configuration, checked against its own models."""
+
+
+@dataclass(slots=True)
+class Precision:
+    """Arithmetic of the forward and backward pass; weights and optimizer state stay fp32 masters."""
+
+    name: Literal["fp32", "bf16", "fp16"]
+    initial_loss_scale: float = 65536.0
+    """fp16 only: the first loss scale; it halves on overflow and doubles after `loss_scale_window` good steps."""
+    loss_scale_window: int = 1000
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """When to write a checkpoint and which to keep. One is always written at the end and on a stop."""
+
+    every: int | None = None
+    """Steps; null: only at the end."""
+    keep_last: int | None = 3
+    """How many; null: all."""
+    keep_best: int = 0
+    """Beside them, the ones with the lowest held-out loss."""
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """What happens after training."""
+
+    generate: str | None = None
+    """A prompt: sample text is printed and kept at the end."""
+    generate_tokens: int = 100
+    report: bool = True
+    export: bool = False
+    """Write a Hugging Face folder into `<run>/export`."""
+
+
+@dataclass(slots=True)
+class Launcher:
+    """Who starts the ranks."""
+
+    name: Literal["local"]
+    nodes: int = 1
+    processes: int | None = None
+    """Ranks on each node; null: one a GPU, or `cpu_processes` where there is none."""
+    cpu_processes: int = 1
+    threads: int | None = None
+    """CPU threads a rank; null: the cores, divided by the ranks."""
+
+
+@dataclass(slots=True)
+class RunConfig:
+    """The whole configuration of a run, as frozen into `config.yaml`."""
+
+    run: Run
+    seed: int
+    model: Component
+    data: Component
+    objective: Component
+    optimizer: Component
+    schedule: Component
+    engine: Engine
+    precision: Precision
+    trainer: Trainer
+    checkpoint: Checkpoint
+    evaluation: Evaluation
+    launcher: Launcher
+    tracker: dict[str, Component] = field(default_factory=dict)
