@@ -13,8 +13,15 @@ os.environ.update(
     WANDB_MODE="offline",
     WANDB_SILENT="true",
 )
-for name in list(os.environ):
-    if name in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} or name.startswith(
-        ("SLURM_", "OMPI_COMM_WORLD_")
-    ):
-        del os.environ[name]
+LAUNCHERS = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_",
+    "SLURM_",
+    "OMPI_COMM_WORLD_",
+    "TORCHELASTIC_",
+)
+for name in [name for name in os.environ if name.startswith(LAUNCHERS)]:
+    del os.environ[name]
