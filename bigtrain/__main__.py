@@ -1,0 +1,7 @@
+"""`python -m bigtrain` is `bigtrain`."""
+
+import sys
+
+from bigtrain.cli import main
+
+sys.exit(main())

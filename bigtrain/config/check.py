@@ -1,0 +1,134 @@
+"""Values against types: the one judge of every setting, the schema's and a component's own.
+
+Errors are `UserError`s that name the key, the fault, where the value came from and the nearest right name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+from bigtrain.errors import UserError, nearest
+
+Origin = Callable[[str], str]
+"""A dotted key -> where its value came from, for messages: `" (command line: a.b=1)"`, or `""`."""
+
+
+def nowhere(key: str) -> str:
+    """The `Origin` of a value whose origin is not known."""
+    return ""
+
+
+def _name(annotation: Any) -> str:
+    if annotation is type(None):
+        return "null"
+    options = get_args(annotation)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(_name(option) for option in options)
+    if get_origin(annotation) is Literal:
+        return " | ".join(str(option) for option in options)
+    if annotation is dict or get_origin(annotation) is dict or dataclasses.is_dataclass(annotation):
+        return "a mapping"
+    return getattr(annotation, "__name__", str(annotation)) if not options else str(annotation)
+
+
+def _fault(key: str, value: Any, annotation: Any, origin: Origin) -> UserError:
+    hint = ""
+    if get_origin(annotation) is Literal and isinstance(value, str):
+        hint = nearest(value, [str(option) for option in get_args(annotation)])
+    return UserError(f"{key} must be {_name(annotation)}, not {value!r}{origin(key)}.{hint}")
+
+
+def check(value: Any, annotation: Any, key: str, origin: Origin = nowhere) -> Any:
+    """`value` as the annotated type (lists become tuples, whole floats ints where asked); a `UserError` where it is not."""
+    if annotation is Any:
+        return value
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        return check_fields(value, annotation, key, origin)
+    kind, options = get_origin(annotation), get_args(annotation)
+    if kind in (Union, types.UnionType):
+        return _check_union(value, annotation, options, key, origin)
+    if kind is Literal:
+        if value in options and type(value) in {type(option) for option in options}:
+            return value
+        raise _fault(key, value, annotation, origin)
+    if kind in (list, tuple, Sequence):
+        return _check_sequence(value, annotation, kind, options, key, origin)
+    if annotation is dict or kind in (dict, Mapping):
+        if not isinstance(value, dict):
+            raise _fault(key, value, annotation, origin)
+        inner = options[1] if options else Any
+        return {str(name): check(item, inner, f"{key}.{name}", origin) for name, item in value.items()}
+    return _check_scalar(value, annotation, key, origin)
+
+
+def _check_union(value: Any, annotation: Any, options: tuple[Any, ...], key: str, origin: Origin) -> Any:
+    if value is None and type(None) in options:
+        return None
+    rest = [option for option in options if option is not type(None)]
+    if len(rest) == 1:
+        try:
+            return check(value, rest[0], key, origin)
+        except UserError:
+            if isinstance(value, dict | list):  # the inner message says more
+                raise
+            raise _fault(key, value, annotation, origin) from None
+    for option in rest:
+        try:
+            return check(value, option, key, origin)
+        except UserError:
+            continue
+    raise _fault(key, value, annotation, origin)
+
+
+def _check_sequence(value: Any, annotation: Any, kind: Any, options: tuple[Any, ...], key: str, origin: Origin) -> Any:
+    if not isinstance(value, list | tuple):
+        raise _fault(key, value, annotation, origin)
+    fixed = kind is tuple and Ellipsis not in options
+    if fixed and len(value) != len(options):
+        raise UserError(f"{key} must have {len(options)} values, not {len(value)}{origin(key)}.")
+    kinds = options if fixed else [options[0] if options else Any] * len(value)
+    items = [check(item, inner, f"{key}[{i}]", origin) for i, (item, inner) in enumerate(zip(value, kinds, strict=True))]
+    return tuple(items) if kind is tuple else items
+
+
+def _check_scalar(value: Any, annotation: Any, key: str, origin: Origin) -> Any:
+    if annotation is bool and isinstance(value, bool):
+        return value
+    if annotation is int and isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
+        return int(value)
+    if annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if annotation is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    if annotation in (bool, int, float, str) or annotation is type(None):
+        raise _fault(key, value, annotation, origin)
+    return value  # a type of the component's own: its signature judges
+
+
+def check_fields(values: Any, schema: type, key: str, origin: Origin = nowhere) -> Any:
+    """A mapping as the dataclass `schema`; unknown and missing keys are refused with the nearest right name."""
+    if not isinstance(values, dict):
+        raise UserError(f"{key or 'the configuration'} must be a mapping, not {values!r}{origin(key)}.")
+    prefix = f"{key}." if key else ""
+    hints = typing.get_type_hints(schema)
+    refuse_unknown(values, hints, key, origin)
+    missing = [
+        field.name
+        for field in dataclasses.fields(schema)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and field.name not in values
+    ]
+    if missing:
+        raise UserError(f"{prefix}{missing[0]} has no value: give one, as {prefix}{missing[0]}=VALUE.")
+    return schema(**{name: check(value, hints[name], f"{prefix}{name}", origin) for name, value in values.items()})
+
+
+def refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any] | Sequence[str], key: str, origin: Origin) -> None:
+    """A `UserError` for the first key of `values` that is not in `known`."""
+    for name in values:
+        if name not in known:
+            full = f"{key}.{name}" if key else str(name)
+            raise UserError(f"unknown key '{full}'{origin(full)}.{nearest(str(name), known)}")

@@ -1,0 +1,324 @@
+"""Recipe + overrides -> a checked `RunConfig`, composed once with Hydra.
+
+Every value override is handed to Hydra as a forced one (`++`), so that a setting that no YAML file mentions can still be
+given plainly, and `+` and `++` open no door: the schema and the components' signatures are the only judges.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from bigtrain.config.check import Origin, check_fields, nowhere, refuse_unknown
+from bigtrain.config.components import check_component, check_components, components, refuse_untrusted
+from bigtrain.config.rules import check_rules
+from bigtrain.config.schema import Component, RunConfig
+from bigtrain.errors import UserError, nearest
+
+PACKAGE = Path(__file__).resolve().parent.parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""The shipped groups: inside an installed wheel, or beside the package in a checkout."""
+
+
+@dataclass(slots=True)
+class Composed:
+    """A checked configuration and what the user should be told about where it came from."""
+
+    config: RunConfig
+    raw: dict[str, Any]
+    """The same as a plain mapping, before components' values were converted: what `config.yaml` holds."""
+    notes: list[str] = field(default_factory=list)
+
+
+def overrides_from(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """The Hydra overrides and the `--config-dir` folders of a command line."""
+    overrides, folders, rest = [], [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word in ("--config-dir", "-cd") or word.startswith("--config-dir="):
+            value = word.partition("=")[2] or (rest.pop(0) if rest else "")
+            if not Path(value).is_dir():
+                raise UserError(f"--config-dir: there is no folder '{value}'.")
+            folders.append(Path(value).resolve())
+        elif "=" in word.lstrip("+~") or word.startswith("~"):
+            overrides.append(word)
+        else:
+            raise UserError(f"'{word}' is neither an option nor an override: overrides are written key=value.")
+    return overrides, folders
+
+
+class Composer:
+    """Hydra over the shipped groups and the user's own folders (which win)."""
+
+    def __init__(self, folders: Sequence[Path] = ()):
+        # Hydra's compose API knows one folder; the two internals put the user's in front of the shipped one.
+        from hydra._internal.hydra import Hydra
+        from hydra._internal.utils import create_config_search_path
+        from hydra.core.global_hydra import GlobalHydra
+
+        self.folders = [*folders, CONF]
+        path = create_config_search_path(str(CONF))
+        for folder in reversed(folders):
+            path.prepend("user", f"file://{folder}")
+        GlobalHydra.instance().clear()
+        self._hydra = Hydra.create_main_hydra2("bigtrain", path)
+        self._loader = self._hydra.config_loader
+
+    def options(self, group: str) -> list[str]:
+        """What may stand behind `group=`."""
+        found = {
+            str(file.relative_to(folder / group).with_suffix(""))
+            for folder in self.folders
+            for file in (folder / group).rglob("*.yaml")
+        }
+        return sorted(found)
+
+    def groups(self) -> list[str]:
+        """The names of the groups."""
+        return sorted({child.name for folder in self.folders for child in folder.iterdir() if child.is_dir()})
+
+    def parse(self, overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """The group choices and the value overrides (dotted key -> as typed), each checked for its form."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.errors import HydraException
+
+        choices, values = [], {}
+        for text in overrides:
+            try:
+                (override,) = OverridesParser.create().parse_overrides([text])
+            except HydraException as error:
+                raise UserError(f"cannot read the override '{text}': {str(error).splitlines()[0]}") from error
+            if override.is_sweep_override():
+                raise UserError(f"'{text}' is a sweep; for one value with commas write it as a list or in quotes.")
+            key, value = override.key_or_group, override.value()
+            if not any((folder / key).is_dir() for folder in self.folders):
+                values[key] = text
+                continue
+            for option in value if isinstance(value, list) else [value]:
+                if option is not None and not override.is_delete() and str(option) not in self.options(key):
+                    raise UserError(f"there is no {key}={option}.{nearest(str(option), self.options(key))}")
+            choices.append(text.lstrip("+"))
+        return choices, values
+
+    def compose(self, overrides: Sequence[str]) -> Any:
+        """The composed OmegaConf tree, nothing checked yet but the groups' names."""
+        from hydra.errors import HydraException
+        from hydra.types import RunMode
+        from omegaconf import open_dict
+        from omegaconf.errors import OmegaConfBaseException
+
+        choices, values = self.parse(overrides)
+        forced = [text if text.startswith("~") else f"++{text.lstrip('+')}" for text in values.values()]
+        try:
+            tree = self._loader.load_configuration("config", [*choices, *forced], RunMode.RUN, from_shell=False)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"cannot compose the configuration: {' '.join(str(error).split())}") from error
+        with open_dict(tree):
+            del tree["hydra"]
+        return tree
+
+    def origin(self, overrides: Sequence[str]) -> Origin:
+        """A function that says where a dotted key got its value: an override, or a file."""
+        choices, values = self.parse(overrides)
+
+        def where(key: str) -> str:
+            key = key.split("[")[0]
+            for known, text in reversed(values.items()):
+                if key == known or key.startswith(known + ".") or known.startswith(key + "."):
+                    return f" (from the command line: {text})"
+            file = self._file_of(key, choices)
+            return f" (from {file})" if file else ""
+
+        return where
+
+    def _file_of(self, key: str, choices: Sequence[str]) -> str:
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
+
+        defaults = self._loader.compute_defaults_list("config", list(choices), RunMode.RUN).defaults
+        for entry in reversed(defaults):
+            loaded = self._loader.repository.load_config(entry.config_path or "")
+            if loaded is None or (entry.config_path or "").startswith("hydra"):
+                continue
+            package = entry.package or ""
+            inner = key if not package else key.removeprefix(package + ".") if key.startswith(package + ".") else None
+            if inner and OmegaConf.select(OmegaConf.masked_copy(loaded.config, list(loaded.config)), inner) is not None:
+                folder = next((f for f in self.folders if (f / f"{entry.config_path}.yaml").is_file()), None)
+                shown = folder.name if folder == CONF else str(folder)
+                return f"{shown}/{entry.config_path}.yaml"
+        return ""
+
+
+def _plain(tree: Any) -> dict[str, Any]:
+    """Interpolations resolved, as plain mappings; `???` and broken references are refused."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    missing = sorted(OmegaConf.missing_keys(tree))
+    if missing:
+        raise UserError(f"{missing[0]} has no value: give one, as {missing[0]}=VALUE.")
+    try:
+        plain = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"cannot resolve the configuration: {' '.join(str(error).split())}") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _import_from_here() -> None:
+    """Components of the user's own lie where the command is typed: a console script does not look there by itself."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+
+
+def checked(raw: dict[str, Any], origin: Origin = nowhere, world_size: int | None = None) -> RunConfig:
+    """`raw` as a `RunConfig`: keys and types, then the rules across fields, then the components' signatures."""
+    config: RunConfig = check_fields(copy.deepcopy(raw), RunConfig, "", origin)
+    check_rules(config, world_size)
+    check_components(config, origin)
+    return config
+
+
+def compose_data(arguments: Sequence[str]) -> Component:
+    """The checked data component of a recipe, or of `data=D` alone, for `bigtrain prepare`."""
+    _import_from_here()
+    overrides, folders = overrides_from(arguments)
+    composer = Composer(folders)
+    raw, origin = _plain(composer.compose(overrides)), composer.origin(overrides)
+    refuse_unknown(raw, [field.name for field in fields(RunConfig)], "", origin)
+    return check_component(raw["data"], "data", 0, origin)
+
+
+def compose(arguments: Sequence[str], world_size: int | None = None) -> Composed:
+    """Compose and check what `bigtrain train` and the bare worker are given.
+
+    `recipe=` names a recipe, or a run's `config.yaml`; `world_size` is known where a launcher has started us. Where `run.dir` holds a run already, its frozen configuration is
+    the base, the overrides given now win, and the differences are told in `notes`.
+
+    Raises:
+        UserError: for everything that is wrong, before torch is imported.
+    """
+    _import_from_here()
+    overrides, folders = overrides_from(arguments)
+    composer = Composer(folders)
+    is_file = [text for text in overrides if text.startswith("recipe=") and text.endswith(".yaml")]
+    file = is_file[-1].removeprefix("recipe=") if is_file else None
+    if file is not None:
+        overrides = [text for text in overrides if not text.startswith("recipe=")]
+        return _go_on(composer, overrides, Path(file), None, world_size)
+    choices, values = composer.parse(overrides)
+    recipe = next((text.partition("=")[2] for text in choices if text.startswith("recipe=")), None)
+    given_dir = values["run.dir"].partition("=")[2] if "run.dir" in values else None
+    if given_dir and (Path(given_dir) / "config.yaml").is_file():
+        return _go_on(composer, overrides, Path(given_dir) / "config.yaml", recipe, world_size)
+    if recipe is None:
+        raise UserError(f"which recipe? Say recipe=NAME.{nearest('', composer.options('recipe'))}")
+    raw = _plain(composer.compose(overrides))
+    if not isinstance(raw.get("run"), dict):
+        raise UserError(f"run must be a mapping, not {raw.get('run')!r}.")
+    raw["run"]["name"] = recipe
+    if raw["run"].get("dir") is None:
+        raw["run"]["dir"] = _new_folder(recipe)
+    return Composed(checked(raw, composer.origin(overrides), world_size), raw)
+
+
+def _new_folder(recipe: str) -> str:
+    return f"runs/{recipe}/{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def load_frozen(file: Path) -> dict[str, Any]:
+    """A run's `config.yaml` as a plain mapping; nothing in it is imported or called."""
+    import yaml
+
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{file} is not a run's configuration.")
+    return raw
+
+
+def load_run(run_dir: Path, trusted: Sequence[str] = ()) -> RunConfig:
+    """The frozen configuration of a run folder; its targets must be bigtrain's or among `trusted`."""
+    _import_from_here()
+    file = run_dir / "config.yaml"
+    config: RunConfig = check_fields(load_frozen(file), RunConfig, "")
+    refuse_untrusted(config, str(file), trusted)
+    check_rules(config)
+    check_components(config)
+    return config
+
+
+def targets(config: RunConfig) -> list[str]:
+    """Every `_target_` of the configuration."""
+    return [str(component["_target_"]) for component in components(config).values()]
+
+
+def _go_on(
+    composer: Composer, overrides: Sequence[str], frozen: Path, recipe: str | None, world_size: int | None
+) -> Composed:
+    """A frozen configuration with the overrides given now on top: the same run, or from a file alone a new one."""
+    from omegaconf import OmegaConf
+
+    old = load_frozen(frozen)
+    choices, values = composer.parse(overrides)
+    fresh = _plain(composer.compose(overrides)) if recipe else {}
+    new = OmegaConf.create(old)
+    for choice in choices:
+        group = choice.partition("=")[0].lstrip("~")
+        if group not in ("recipe", "debug"):
+            if not fresh:
+                raise UserError(f"'{choice}' needs the recipe beside it: add recipe={old.get('run', {}).get('name')}.")
+            new[group] = fresh[group]
+    typed = OmegaConf.create({key: _value(text) for key, text in values.items()})
+    if "run.dir" not in values:
+        OmegaConf.update(new, "run.dir", _new_folder(str(old.get("run", {}).get("name"))))
+    for key, value in typed.items():
+        OmegaConf.update(new, str(key), value, force_add=True)
+    raw = _plain(new)
+    changed = [f"changed since the run began: {line}" for line in _differences(old, raw)]
+    kept = [f"kept from the run: {line}" for line in _differences(fresh, raw)] if fresh else []
+    theirs = [str(part["_target_"]) for part in _targets_in(fresh)]
+    theirs += [str(value) for key, value in typed.items() if str(key).endswith("._target_")]
+    refuse_untrusted(check_fields(raw, RunConfig, ""), str(frozen), theirs)
+    return Composed(checked(raw, composer.origin(overrides), world_size), raw, changed + kept)
+
+
+def _value(text: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_overrides([text])[0].value()
+
+
+def _targets_in(node: Any) -> list[dict[str, Any]]:
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+    inner = [found for child in children for found in _targets_in(child)]
+    return [node, *inner] if isinstance(node, dict) and "_target_" in node else inner
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    return {k: v for name, child in node.items() for k, v in flatten(child, f"{prefix}.{name}" if prefix else name).items()}
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    before, after = flatten(old), flatten(new)
+    keys = [key for key in sorted(before.keys() | after.keys()) if not key.startswith("run.")]
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+
+def freeze(raw: dict[str, Any], file: Path) -> None:
+    """Write `config.yaml`, whole or not at all."""
+    import yaml
+
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary.replace(file)

@@ -1,0 +1,112 @@
+"""Rules across settings, and the one place where the batch is divided."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bigtrain.config.schema import ELEMENTWISE_ONLY, NOT_ELEMENTWISE, RunConfig, Trainer
+from bigtrain.errors import UserError
+
+
+def visible_gpus() -> int:
+    """NVIDIA GPUs that this process may use, without importing torch; the worker asks torch again."""
+    present = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) or len(list(Path("/dev").glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or not present:
+        return present
+    return min(present, len([word for word in visible.split(",") if word.strip() not in ("", "-1")]))
+
+
+def processes(config: RunConfig) -> int:
+    """Ranks on each node that the launcher starts."""
+    gpus = 0 if config.trainer.device == "cpu" else visible_gpus()
+    return config.launcher.processes or gpus or config.launcher.cpu_processes
+
+
+def accumulation(trainer: Trainer, world_size: int) -> int:
+    """Micro-batches a rank a step; a `UserError` where the global batch does not divide."""
+    at_once = trainer.micro_batch_size * world_size
+    if trainer.global_batch_size % at_once == 0:
+        return trainer.global_batch_size // at_once
+    below = trainer.global_batch_size // at_once * at_once
+    right = [str(size) for size in (below, below + at_once) if size]
+    raise UserError(
+        f"trainer.global_batch_size={trainer.global_batch_size} cannot be divided into micro-batches of "
+        f"{trainer.micro_batch_size} on {world_size} rank{'s' * (world_size > 1)} (a multiple of {at_once} is needed): "
+        f"take trainer.global_batch_size={' or '.join(right)}, or another trainer.micro_batch_size."
+    )
+
+
+def _positive(config: RunConfig) -> None:
+    trainer, launcher = config.trainer, config.launcher
+    at_least_one = {
+        "trainer.global_batch_size": trainer.global_batch_size,
+        "trainer.micro_batch_size": trainer.micro_batch_size,
+        "trainer.max_steps": trainer.max_steps,
+        "trainer.max_tokens": trainer.max_tokens,
+        "trainer.log_every": trainer.log_every,
+        "trainer.eval_every": trainer.eval_every,
+        "trainer.eval_batches": trainer.eval_batches,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep_last": config.checkpoint.keep_last,
+        "launcher.nodes": launcher.nodes,
+        "launcher.processes": launcher.processes,
+        "launcher.cpu_processes": launcher.cpu_processes,
+        "launcher.threads": launcher.threads,
+        "engine.bucket_size": config.engine.bucket_size,
+    }
+    above_zero = {
+        "trainer.epochs": trainer.epochs,
+        "trainer.grad_clip": trainer.grad_clip,
+        "trainer.timeout_s": trainer.timeout_s,
+        "precision.initial_loss_scale": config.precision.initial_loss_scale,
+    }
+    for key, value in at_least_one.items():
+        if value is not None and value < 1:
+            raise UserError(f"{key}={value}: it must be at least 1.")
+    for key, number in above_zero.items():
+        if number is not None and not number > 0:
+            raise UserError(f"{key}={number}: it must be above 0 (null turns it off where it may be off).")
+    if not 0 <= config.seed < 2**63:
+        raise UserError(f"seed={config.seed}: it must be from 0 to 2^63 - 1.")
+
+
+def check_rules(config: RunConfig, world_size: int | None = None) -> None:
+    """Refuse combinations that cannot work, on `world_size` ranks (null: as many as the launcher will start).
+
+    Raises:
+        UserError: names the settings and what to set instead.
+    """
+    _positive(config)
+    trainer = config.trainer
+    ends = [key for key in ("max_steps", "epochs", "max_tokens") if getattr(trainer, key) is not None]
+    if len(ends) != 1:
+        given = " and ".join(f"trainer.{key}" for key in ends) or "none"
+        raise UserError(
+            f"exactly one of trainer.max_steps, trainer.epochs and trainer.max_tokens ends a run, and {given} is set: "
+            "set the others to null."
+        )
+    if config.launcher.nodes > 1:
+        raise UserError("launcher=local starts processes on this machine only: launcher.nodes must be 1.")
+    if trainer.device == "cuda" and not visible_gpus():
+        raise UserError("trainer.device=cuda, but this machine has no GPU: take trainer.device=auto or cpu.")
+    gpus = visible_gpus()
+    if world_size is None and trainer.device != "cpu" and 0 < gpus < processes(config):
+        raise UserError(f"launcher.processes={processes(config)}, but there are {gpus} GPUs: at most one rank a GPU.")
+    ranks = world_size or processes(config)
+    if config.engine.name == "local" and ranks > 1:
+        raise UserError(f"engine=local is for one process, and there are {ranks}: take engine=ddp, or zero1 to zero3.")
+    accumulation(trainer, ranks)
+    if config.engine.extra and not config.engine.name.startswith("zero"):
+        raise UserError(f"engine.extra is DeepSpeed's, and engine={config.engine.name} does not use it.")
+    target = str(config.optimizer.get("_target_"))
+    if config.engine.name in ELEMENTWISE_ONLY and target in NOT_ELEMENTWISE:
+        raise UserError(
+            f"{target.rpartition('.')[2]} looks at whole matrices, and engine={config.engine.name} cuts them into slices: "
+            "take engine=ddp or zero0, or optimizer=adamw, lion or sgd."
+        )
+    if trainer.early_stopping and trainer.eval_every is None:
+        raise UserError("trainer.early_stopping looks at the held-out loss: set trainer.eval_every.")
+    if config.checkpoint.keep_best and trainer.eval_every is None:
+        raise UserError("checkpoint.keep_best looks at the held-out loss: set trainer.eval_every.")
