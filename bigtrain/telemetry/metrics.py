@@ -1,0 +1,127 @@
+"""metrics.jsonl: one JSON object a logged step, appended and flushed.
+
+A number that is not finite has no JSON: it is written as null, and `not_finite` beside it says which it was, as in
+`{"step": 7, "split": "train", "loss": null, "not_finite": {"loss": "nan"}}` (`nan`, `inf` or `-inf`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from bigtrain.errors import UserError
+
+Split = Literal["train", "eval"]
+Number = float | int | None
+FILE_NAME = "metrics.jsonl"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole objects of a metrics.jsonl, in order; lines that are broken or no step's are left out.
+
+    A missing file reads as empty: a run that was killed before its first log point has none.
+    """
+    lines: list[dict[str, Any]] = []
+    try:
+        with path.open("rb") as file:
+            for raw in file:
+                line = _parse(raw)
+                if line is not None:
+                    lines.append(line)
+    except FileNotFoundError:
+        pass
+    return lines
+
+
+def _parse(raw: bytes) -> dict[str, Any] | None:
+    if not raw.endswith(b"\n"):  # half-written: whoever wrote it was killed
+        return None
+    try:
+        line = json.loads(raw)
+    except ValueError:
+        return None
+    if isinstance(line, dict) and isinstance(line.get("step"), int) and line.get("split") in ("train", "eval"):
+        return line
+    return None
+
+
+class JsonlLog:
+    """The writer; rank 0 only.
+
+    Opening it makes the file what a run that never stopped would have at `resume_step`: the lines that a killed run
+    wrote after its checkpoint go, and so does a half-written last one. The rest stays, byte for byte. The change is
+    one rename, so a crash leaves the old file or the new one.
+
+    Args:
+        run_dir: the run folder, which is there.
+        resume_step: the checkpoint's step; None: a start from nothing, so the file begins empty.
+
+    Raises:
+        UserError: the file cannot be written (rights, a full disk). `log` raises it too.
+    """
+
+    def __init__(self, run_dir: Path, *, resume_step: int | None = None):
+        self.path = run_dir / FILE_NAME
+        try:
+            self._forget_after(resume_step)
+            self._file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def _forget_after(self, resume_step: int | None) -> None:
+        if not self.path.exists():
+            return
+        temporary = self.path.with_name(f".{FILE_NAME}.{os.getpid()}")
+        changed = False
+        try:
+            with self.path.open("rb") as old, temporary.open("wb") as new:
+                for raw in old:
+                    line = _parse(raw)
+                    if resume_step is not None and line is not None and line["step"] <= resume_step:
+                        new.write(raw)
+                    else:
+                        changed = True
+                new.flush()
+                os.fsync(new.fileno())
+            if changed:
+                temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def log(self, step: int, split: Split, metrics: Mapping[str, Number]) -> None:
+        """Append one line: `step`, `split`, then the metrics in their own order."""
+        line: dict[str, Any] = {"step": step, "split": split}
+        not_finite: dict[str, str] = {}
+        for name, value in metrics.items():
+            finite = value is None or math.isfinite(value)
+            line[name] = value if finite else None
+            if not finite:
+                not_finite[name] = str(float(value))  # type: ignore[arg-type]  # None is finite here
+        if not_finite:
+            line["not_finite"] = not_finite
+        raw = json.dumps(line, allow_nan=False).encode() + b"\n"
+        try:
+            written = self._file.write(raw)  # one unbuffered write a line: a kill cannot leave two halves
+            if written is not None and written < len(raw):
+                raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Make it durable."""
+        if self._file.closed:
+            return
+        try:
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+
+def last_step(run_dir: Path) -> int | None:
+    """The last step that the run folder's metrics.jsonl has, or None; after `JsonlLog` it is where a resume goes on."""
+    lines = read_lines(run_dir / FILE_NAME)
+    return max((line["step"] for line in lines), default=None)

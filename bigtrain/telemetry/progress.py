@@ -1,0 +1,212 @@
+"""The terminal and the log files: rank 0 speaks, every rank keeps `logs/rank_N.log`.
+
+Messages, tables and progress go to standard output, and the last line that a command prints is its result (a path).
+Standard error is for what ends a command, and for warnings.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from bigtrain.errors import UserError
+from bigtrain.telemetry.metrics import Number, Split
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+LIBRARIES = ("DeepSpeed", "transformers", "datasets", "huggingface_hub", "torch", "wandb", "absl")
+
+
+@functools.cache
+def console() -> Console:
+    """The one console of the process, on standard output; 120 columns where that is not a terminal."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    return Console(width=width, highlight=False)
+
+
+def say(message: str, style: str | None = None) -> None:
+    """Print one message as it is: no markup is read in it, and no line of it is broken (paths stay whole)."""
+    console().print(message, style=style, markup=False, soft_wrap=True)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Warnings of rank 0 on the terminal, above the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else None
+        try:
+            say(record.getMessage() if style is None else f"{record.levelname.lower()}: {record.getMessage()}", style)
+        except Exception:
+            self.handleError(record)
+
+
+def setup_logging(run_dir: Path, rank: int) -> Path:
+    """Send this rank's logging and Python warnings to `<run>/logs/rank_N.log`, which grows over resumes.
+
+    On rank 0 bigtrain's messages and everybody's warnings are on the terminal too. Any other rank's standard output
+    goes to its log file, whoever writes it (C++ and child processes too); its standard error stays, so that a crash is
+    never silent. Call `adopt_libraries` again after libraries were imported: some make handlers of their own.
+
+    Raises:
+        UserError: the log cannot be written.
+    """
+    path = run_dir / "logs" / f"rank_{rank}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_file = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if getattr(handler, "bigtrain", False)]:
+        root.removeHandler(handler)
+        handler.close()
+    handlers: list[logging.Handler] = [to_file]
+    if rank == 0:
+        to_console = _ConsoleHandler()
+        to_console.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("bigtrain"))
+        handlers.append(to_console)
+    for handler in handlers:
+        handler.bigtrain = True  # type: ignore[attr-defined]  # so that a second call replaces them
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    adopt_libraries()
+    if rank != 0:
+        sys.stdout.flush()
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.close(descriptor)
+    return path
+
+
+def adopt_libraries() -> None:
+    """Libraries that print their logs themselves hand them to the root logger instead."""
+    for name in LIBRARIES:
+        library = logging.getLogger(name)
+        for handler in list(library.handlers):
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                library.removeHandler(handler)
+        library.propagate = True
+
+
+class TrainProgress:
+    """A bar with step, loss, learning rate, tokens/s and the time left; plain lines where there is no terminal.
+
+    Args:
+        total_steps: where training ends.
+        step: where it begins (a resume: the checkpoint's).
+        output: standard output, or another stream (tests).
+    """
+
+    def __init__(self, total_steps: int, *, step: int = 0, output: TextIO | None = None):
+        self._total = total_steps
+        self._first = step
+        self._step = step
+        self._start = time.monotonic()
+        self._console = console() if output is None else _console_on(output)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if self._console.is_terminal:
+            self._start_bar()
+
+    def _start_bar(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("[bold]train"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            expand=True,
+            refresh_per_second=4,  # a bar that is drawn ten times a second is seen in the CPU time of a tiny model
+            speed_estimate_period=120,
+        )
+        self._task = self._bar.add_task("train", total=self._total, completed=self._step, numbers="")
+        self._bar.start()
+
+    def step(self, step: int) -> None:
+        """Step `step` is done (1 after the first)."""
+        self._step = step
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step)
+
+    def log(self, step: int, split: Split, metrics: Mapping[str, Number]) -> None:
+        """The numbers of a log point. An evaluation always makes a line that stays."""
+        if split == "eval":
+            self._line(f"eval   step {step:>{len(str(self._total))}}/{self._total}  {_eval_numbers(metrics)}")
+        elif self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, numbers=_train_numbers(metrics))
+        else:
+            self._step = step
+            numbers = _train_numbers(metrics, grad_norm=True)
+            self._line(f"train  step {step:>{len(str(self._total))}}/{self._total}  {numbers}{self._left()}")
+
+    def _left(self) -> str:
+        done = self._step - self._first
+        if done <= 0 or self._step >= self._total:
+            return ""
+        return f"  left {clock((time.monotonic() - self._start) / done * (self._total - self._step))}"
+
+    def _line(self, text: str) -> None:
+        self._console.print(text.rstrip(), markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is and give the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _console_on(output: TextIO) -> Console:
+    from rich.console import Console
+
+    return Console(file=output, highlight=False, width=None if output.isatty() else 120)
+
+
+def _train_numbers(metrics: Mapping[str, Number], *, grad_norm: bool = False) -> str:
+    formats = {"loss": "loss {:.4f}", "lr": "lr {:.2e}", "grad_norm": "grad {:.3g}"}
+    parts = [
+        form.format(value)
+        for name, form in formats.items()
+        if (value := metrics.get(name)) is not None and (grad_norm or name != "grad_norm")
+    ]
+    if (rate := metrics.get("tokens_per_s")) is not None:
+        parts.append(f"{short(rate)} tok/s")
+    if grad_norm and (mfu := metrics.get("mfu")) is not None:
+        parts.append(f"mfu {mfu:.1%}")
+    return "  ".join(parts)
+
+
+def _eval_numbers(metrics: Mapping[str, Number]) -> str:
+    shown = {name: value for name, value in metrics.items() if value is not None and name != "tokens"}
+    return "  ".join(
+        f"{name} {value:.4f}" if name == "loss" else f"{name} {value:.5g}" for name, value in shown.items()
+    )
+
+
+def short(number: float) -> str:
+    """1234 → `1.23k`, 5.6e9 → `5.6B`: three digits with a scale."""
+    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= scale:
+            return f"{number / scale:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """75 → `1:15`, 7261 → `2:01:01`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
