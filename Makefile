@@ -21,7 +21,7 @@ BIN := $(VENV)/bin
 # pip draws progress bars on a terminal; elsewhere a line for each download is enough.
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 pip_install = if [ -t 1 ]; then $(PIP_INSTALL) $(1); \
-	else $(PIP_INSTALL) $(1) | sed -un '/^ *Downloading\|^Building\|^Installing/p'; fi
+	else $(PIP_INSTALL) $(1) | sed -un '/^ *Downloading/p; s/^\(Building\|Installing\) .*/  \1 …/p'; fi
 
 .PHONY: help
 help: ## list the targets

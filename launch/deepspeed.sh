@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Several machines over ssh, started by DeepSpeed's own launcher. Copy beside a hostfile, edit, run on one machine:
+#   bash deepspeed.sh trainer.max_steps=1000
+# Needs: ssh without a password to each host of the hostfile, and the same paths there (a shared file system).
+set -euo pipefail
+
+HOSTFILE="${HOSTFILE:-$(dirname "$0")/hostfile}"
+RECIPE="${RECIPE:-pretrain/gpt2_124m}"
+RUN_DIR="${RUN_DIR:-$PWD/runs/gpt2}"  # seen by every machine; the same folder again goes on from its newest checkpoint
+
+exec deepspeed --hostfile "$HOSTFILE" --module bigtrain.train \
+  "recipe=$RECIPE" "run.dir=$RUN_DIR" engine=zero2 "$@"
