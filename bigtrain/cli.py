@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigtrain import __version__
-from bigtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError, nearest
+from bigtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunError, UserError, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ def usage() -> str:
 
 def train(argv: Sequence[str]) -> int:
     """Compose, freeze the configuration into the run folder, start the ranks."""
-    from bigtrain.config.compose import compose, freeze, targets
+    from bigtrain.checkpoint.folder import lock
+    from bigtrain.config.compose import PENDING, compose, freeze, targets
     from bigtrain.launchers.local import commands, free_port
     from bigtrain.launchers.supervise import run
 
@@ -83,10 +84,8 @@ def train(argv: Sequence[str]) -> int:
     run_dir = Path(composed.config.run.dir or "")
     for note in composed.notes:
         print(note)
-    from bigtrain.checkpoint.folder import claim
-
-    with claim(run_dir):  # says now, and not from a worker, that the folder is taken or cannot be written
-        freeze(composed.raw, run_dir / "config.yaml")
+    with lock(run_dir):  # says now, and not from a worker, that the folder is taken or cannot be written
+        freeze(composed.raw, run_dir / PENDING)
     code = run(commands(composed.config, targets(composed.config), free_port()))
     print(run_dir)
     return code
@@ -117,6 +116,9 @@ def guarded(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -> in
     except UserError as error:
         print(f"bigtrain: {error}", file=sys.stderr)
         return EXIT_USER
+    except RunError as error:
+        print(f"bigtrain: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("bigtrain: interrupted", file=sys.stderr)
         return EXIT_FAILED

@@ -27,6 +27,8 @@ from bigtrain.placement import Placement, read_environment
 T = TypeVar("T")
 CONTROL_TIMEOUT = timedelta(days=7)
 _control: dist.ProcessGroup | None = None
+_hosts: dist.ProcessGroup | None = None
+"""gloo with `timeout_s`; null: the default group is that already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def setup(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_s: float = 18
     Raises:
         UserError: incoherent variables of the launcher; a GPU asked for where there is none; more ranks than GPUs.
     """
-    global _control
+    global _control, _hosts
     place = read_environment(dict(os.environ))
     chosen = _choose_device(device, place)
     # DeepSpeed and others read these, whichever launcher did or did not set them.
@@ -80,13 +82,15 @@ def setup(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_s: float = 18
             device_id=chosen if on_gpu and several else None,
         )
     _control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+    if chosen.type == "cuda":
+        _hosts = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
     return Ranks(place.rank, place.world_size, place.local_rank, place.local_world_size, chosen)
 
 
 def teardown() -> None:
     """Leave the groups; safe to call twice."""
-    global _control
-    _control = None
+    global _control, _hosts
+    _control = _hosts = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -169,6 +173,15 @@ def agree(flag: bool) -> bool:
     box = torch.tensor([int(flag)])
     dist.all_reduce(box, op=dist.ReduceOp.MAX, group=_control)
     return bool(box.item())
+
+
+def sum_on_hosts(ranks: Ranks, *values: int) -> tuple[int, ...]:
+    """Sums of plain integers over the ranks, with no device synchronised; gives up after `timeout_s` like any step."""
+    if ranks.world_size == 1:
+        return values
+    box = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(box, group=_hosts)
+    return tuple(box.tolist())
 
 
 def run_on_first(work: Callable[[], T]) -> T:

@@ -19,3 +19,7 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" There are: {', '.join(known)}." if known else ""
+
+
+class RunError(Exception):
+    """A run cannot go on, through no fault of its input: one clear message, exit 1, no traceback."""

@@ -24,6 +24,9 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The shipped groups: inside an installed wheel, or beside the package in a checkout."""
 
+PENDING = ".pending.yaml"
+"""How a run folder hands a configuration to its ranks; it becomes `config.yaml` once they have taken it up."""
+
 
 @dataclass(slots=True)
 class Composed:

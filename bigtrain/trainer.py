@@ -1,0 +1,185 @@
+"""THE loop: micro-batches in, optimizer steps out, and now and then a line of metrics, an evaluation, a checkpoint.
+
+It names no engine, model, data set or tracker: they stand behind the protocols of their rooms.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+
+from bigtrain.config.schema import Trainer
+from bigtrain.distributed import Ranks, max_over_ranks, sum_on_hosts, sum_over_ranks
+from bigtrain.engines.base import Batch, Engine, Objective
+from bigtrain.errors import RunError
+from bigtrain.telemetry.meters import Meters, peak_memory_bytes
+
+Numbers = dict[str, float | int | None]
+
+
+@dataclass(slots=True)
+class State:
+    """All that the loop itself has to remember; a checkpoint holds it beside weights, optimizer and RNG."""
+
+    step: int = 0
+    position: int = 0
+    """Index of the next global sample: the whole state of the data."""
+    tokens: int = 0
+    """Targets seen so far, over all ranks."""
+    best_loss: float | None = None
+    evaluations_since_best: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+class Batches(Protocol):
+    """Training batches from a position on, and one pass over the held-out split."""
+
+    def train(self, position: int) -> Iterable[tuple[list[Batch], int]]:
+        """This rank's micro-batches of each step, with the position after it."""
+
+    def held_out(self) -> Iterable[Batch] | None:
+        """This rank's part of the held-out split, as many batches on every rank; None where there is none."""
+
+
+@dataclass(slots=True)
+class Job:
+    """What the loop works with."""
+
+    engine: Engine
+    objective: Objective
+    schedule: Callable[[int, int], float]
+    batches: Batches
+    ranks: Ranks
+    settings: Trainer
+    total_steps: int
+    meters: Meters
+    log: Callable[[int, str, Numbers], None]
+    """A line of metrics: step, split, numbers."""
+    save: Callable[[State, float | None], None]
+    """Write a checkpoint; the number is the held-out loss at this step, where it was measured."""
+    save_every: int | None
+    stepped: Callable[[int], None]
+    """Called after each step, for a progress bar."""
+
+
+class Stop:
+    """SIGTERM and SIGUSR1 (a scheduler's notice) and SIGINT ask for an end after the step; the second SIGINT insists."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @contextmanager
+    def armed(self) -> Iterator[Stop]:
+        """Listen for the signals; the handlers that were there before come back afterwards."""
+        listened = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        before = {number: signal.signal(number, self._ask) for number in listened}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def evaluate(job: Job) -> float | None:
+    """Mean loss over all targets of the held-out split, the same on every rank; None where there is none."""
+    batches = job.batches.held_out()
+    if batches is None:
+        return None
+    loss = torch.zeros((), dtype=torch.float64, device=job.engine.device)
+    targets = 0
+    for batch in batches:
+        loss += job.engine.eval_loss(batch)
+        targets += job.objective.count(batch)
+    (total,) = sum_on_hosts(job.ranks, targets)
+    return float(sum_over_ranks(loss)) / max(total, 1)
+
+
+def fit(job: Job, state: State, stop: Stop) -> bool:
+    """Train from `state` to the end; `state` moves along. False where it was stopped on request.
+
+    Raises:
+        RunError: the loss is not a number any more.
+    """
+    settings, engine, ranks, meters = job.settings, job.engine, job.ranks, job.meters
+    if state.step == 0:
+        _evaluate_and_log(job, state)
+    finished = state.step >= job.total_steps
+    batches = iter(job.batches.train(state.position)) if not finished else iter(())
+    while not finished:
+        with meters.waiting():
+            micro_batches, position = next(batches)
+
+        # On the hosts, so that no device is waited for: how many targets the step has, and whether any rank must stop.
+        counted = sum(job.objective.count(batch) for batch in micro_batches)
+        targets, stops = sum_on_hosts(ranks, counted, int(stop.asked))
+        factor = job.schedule(state.step, job.total_steps)
+        result = engine.train_step(micro_batches, targets, factor)
+
+        state.step, state.position, state.tokens = state.step + 1, position, state.tokens + targets
+        meters.step(targets)
+        job.stepped(state.step)
+        finished = state.step >= job.total_steps
+
+        if state.step % settings.log_every == 0 or finished or state.step == 1:
+            loss = float(sum_over_ranks(result.loss))  # the device is waited for here, and only here
+            job.log(state.step, "train", _numbers(job, state, loss, result.grad_norm, factor))
+            if not math.isfinite(loss) and not result.may_overflow:
+                raise RunError(f"the loss is {loss} at step {state.step}: nothing was saved of it. Lower optimizer.lr, "
+                               "or look at the data of this step.")  # fmt: skip
+
+        held_out = None
+        if finished or (settings.eval_every and state.step % settings.eval_every == 0):
+            with meters.paused():
+                held_out = _evaluate_and_log(job, state)
+            finished = finished or _no_better(settings, state)
+        if finished or stops or (job.save_every and state.step % job.save_every == 0):
+            with meters.paused():
+                job.save(state, held_out)
+        if stops:
+            return finished
+    return True
+
+
+def _numbers(job: Job, state: State, loss: float, grad_norm: torch.Tensor | float | None, factor: float) -> Numbers:
+    numbers: Numbers = {
+        "loss": loss,
+        "tokens": state.tokens,
+        "lr": job.engine.base_lr * factor,
+        "grad_norm": None if grad_norm is None else float(grad_norm),
+    }
+    peak = torch.tensor(float(peak_memory_bytes(job.engine.device)), dtype=torch.float64, device=job.engine.device)
+    numbers |= job.meters.window() | {"memory_peak_bytes": int(max_over_ranks(peak))}
+    scale = job.engine.scalars().get("loss_scale")
+    return numbers if scale is None else numbers | {"loss_scale": scale}
+
+
+def _evaluate_and_log(job: Job, state: State) -> float | None:
+    loss = evaluate(job)
+    if loss is None:
+        return None
+    job.log(state.step, "eval", {"loss": loss, "tokens": state.tokens, **job.objective.metrics(loss)})
+    stopping = job.settings.early_stopping
+    if state.best_loss is None or loss < state.best_loss - (stopping.min_delta if stopping else 0.0):
+        state.best_loss, state.evaluations_since_best = loss, 0
+    else:
+        state.evaluations_since_best += 1
+    return loss
+
+
+def _no_better(settings: Trainer, state: State) -> bool:
+    stopping = settings.early_stopping
+    return stopping is not None and state.evaluations_since_best >= stopping.patience
