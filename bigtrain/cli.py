@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bigtrain import __version__
-from bigtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunError, UserError, nearest
+from bigtrain.errors import EXIT_DONE, EXIT_USER, UserError, guarded, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +25,8 @@ class Command:
 OVERRIDES = """\
 Everything after the command is a Hydra override: group=option, or a.b=value.
   --config-dir DIR   a folder of your own with recipes and groups; it wins over the shipped ones
-Groups: recipe model data objective optimizer schedule engine precision trainer checkpoint evaluation launcher tracker debug"""
+Groups: recipe model data objective optimizer schedule engine precision trainer checkpoint evaluation launcher
+  tracker debug"""
 
 TRAIN = f"""\
 {OVERRIDES}
@@ -45,13 +44,17 @@ Most used:
 Exit: 0 done, 2 wrong input, 75 stopped on request after a checkpoint, 1 anything else. Last line: the run folder."""
 
 COMMANDS = {
-    "train": Command("recipe=R [overrides]", "train a model; goes on by itself in a run folder", "bigtrain.cli:train", TRAIN),
+    "train": Command(
+        "recipe=R [overrides]", "train a model; goes on by itself in a run folder", "bigtrain.cli:train", TRAIN
+    ),
     "prepare": Command("recipe=R | data=D [overrides]", "only the data steps", "bigtrain.cli:prepare", OVERRIDES),
     "evaluate": Command("PATH", "loss and perplexity of a run, checkpoint or export", "bigtrain.evaluate:main"),
     "generate": Command("PATH --prompt TEXT", "text from a trained model", "bigtrain.generate:main"),
     "export": Command("PATH --out DIR", "a Hugging Face folder, its logits proved", "bigtrain.export:main"),
     "report": Command("RUN…", "one HTML file with plots", "bigtrain.report:main"),
-    "checkpoint": Command("list|verify|diff PATH…", "what is there, and whether it is right", "bigtrain.checkpoint.commands:main"),
+    "checkpoint": Command(
+        "list|verify|diff PATH…", "what is there, and whether it is right", "bigtrain.checkpoint.commands:main"
+    ),
     "doctor": Command("", "what this machine has, what is missing, how to mend it", "bigtrain.doctor:main"),
 }
 
@@ -107,27 +110,6 @@ def prepare(argv: Sequence[str]) -> int:
 def _function(target: str) -> Callable[[Sequence[str]], int]:
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
-
-
-def guarded(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Run a command; wrong input becomes one message on stderr and exit code 2, without a traceback."""
-    try:
-        return function(argv)
-    except UserError as error:
-        print(f"bigtrain: {error}", file=sys.stderr)
-        return EXIT_USER
-    except RunError as error:
-        print(f"bigtrain: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("bigtrain: interrupted", file=sys.stderr)
-        return EXIT_FAILED
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except Exception:
-        traceback.print_exc()
-        return EXIT_FAILED
 
 
 def main(argv: Sequence[str] | None = None) -> int:

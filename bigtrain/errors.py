@@ -1,9 +1,12 @@
-"""The one exception that users are meant to read, and the exit codes of the contract."""
+"""The exceptions that users are meant to read, and the exit codes of the contract that they become."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 0, 1, 2, 75
 
@@ -23,3 +26,24 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
 
 class RunError(Exception):
     """A run cannot go on, through no fault of its input: one clear message, exit 1, no traceback."""
+
+
+def guarded(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Run a command; wrong input becomes one message on stderr and exit code 2, without a traceback."""
+    try:
+        return function(argv)
+    except UserError as error:
+        print(f"bigtrain: {error}", file=sys.stderr)
+        return EXIT_USER
+    except RunError as error:
+        print(f"bigtrain: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("bigtrain: interrupted", file=sys.stderr)
+        return EXIT_FAILED
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception:
+        traceback.print_exc()
+        return EXIT_FAILED

@@ -72,7 +72,7 @@ class Job:
 
 
 class Stop:
-    """SIGTERM and SIGUSR1 (a scheduler's notice) and SIGINT ask for an end after the step; the second SIGINT insists."""
+    """SIGTERM, SIGUSR1 (a scheduler's notice) and SIGINT ask for an end after the step; a second SIGINT insists."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -43,7 +43,7 @@ def _fault(key: str, value: Any, annotation: Any, origin: Origin) -> UserError:
 
 
 def check(value: Any, annotation: Any, key: str, origin: Origin = nowhere) -> Any:
-    """`value` as the annotated type (lists become tuples, whole floats ints where asked); a `UserError` where it is not."""
+    """`value` as the annotated type (a list as a tuple, 1e6 as an int, where asked); a `UserError` where it is not."""
     if annotation is Any:
         return value
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
@@ -91,7 +91,9 @@ def _check_sequence(value: Any, annotation: Any, kind: Any, options: tuple[Any, 
     if fixed and len(value) != len(options):
         raise UserError(f"{key} must have {len(options)} values, not {len(value)}{origin(key)}.")
     kinds = options if fixed else [options[0] if options else Any] * len(value)
-    items = [check(item, inner, f"{key}[{i}]", origin) for i, (item, inner) in enumerate(zip(value, kinds, strict=True))]
+    items = [
+        check(item, inner, f"{key}[{i}]", origin) for i, (item, inner) in enumerate(zip(value, kinds, strict=True))
+    ]
     return tuple(items) if kind is tuple else items
 
 
@@ -119,14 +121,18 @@ def check_fields(values: Any, schema: type, key: str, origin: Origin = nowhere) 
     missing = [
         field.name
         for field in dataclasses.fields(schema)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and field.name not in values
+        if field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+        and field.name not in values
     ]
     if missing:
         raise UserError(f"{prefix}{missing[0]} has no value: give one, as {prefix}{missing[0]}=VALUE.")
     return schema(**{name: check(value, hints[name], f"{prefix}{name}", origin) for name, value in values.items()})
 
 
-def refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any] | Sequence[str], key: str, origin: Origin) -> None:
+def refuse_unknown(
+    values: Mapping[str, Any], known: Mapping[str, Any] | Sequence[str], key: str, origin: Origin
+) -> None:
     """A `UserError` for the first key of `values` that is not in `known`."""
     for name in values:
         if name not in known:

@@ -69,7 +69,9 @@ def resolve(target: str, key: str, origin: Origin = nowhere) -> Callable[..., An
     except ImportError as error:
         raise UserError(f"{key}._target_={target}{where} cannot be imported: {error}.") from error
     except Exception as error:
-        raise UserError(f"{key}._target_={target}{where}: importing it failed: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"{key}._target_={target}{where}: importing it failed: {type(error).__name__}: {error}"
+        ) from error
     found = getattr(module, name, None)
     if not callable(found):
         names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
@@ -111,7 +113,7 @@ def _annotation(function: Callable[..., Any], signature: inspect.Signature, name
         return Any
     if not isinstance(parameter.annotation, str):
         return parameter.annotation
-    owner = inspect.unwrap(function.__init__ if inspect.isclass(function) else function)  # type: ignore[misc]
+    owner = inspect.unwrap(function.__init__ if inspect.isclass(function) else function)
     try:
         return eval(parameter.annotation, getattr(owner, "__globals__", {}))  # the target's own source text
     except Exception:

@@ -1,7 +1,7 @@
 """Recipe + overrides -> a checked `RunConfig`, composed once with Hydra.
 
-Every value override is handed to Hydra as a forced one (`++`), so that a setting that no YAML file mentions can still be
-given plainly, and `+` and `++` open no door: the schema and the components' signatures are the only judges.
+Every value override is handed to Hydra as a forced one (`++`), so that a setting that no YAML file mentions can still
+be given plainly, and `+` and `++` open no door: the schema and the components' signatures are the only judges.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Composer:
             path.prepend("user", f"file://{folder}")
         GlobalHydra.instance().clear()
         self._hydra = Hydra.create_main_hydra2("bigtrain", path)
-        self._loader = self._hydra.config_loader
+        self._loader: Any = self._hydra.config_loader
 
     def options(self, group: str) -> list[str]:
         """What may stand behind `group=`."""
@@ -200,8 +200,9 @@ def compose_data(arguments: Sequence[str]) -> Component:
 def compose(arguments: Sequence[str], world_size: int | None = None) -> Composed:
     """Compose and check what `bigtrain train` and the bare worker are given.
 
-    `recipe=` names a recipe, or a run's `config.yaml`; `world_size` is known where a launcher has started us. Where `run.dir` holds a run already, its frozen configuration is
-    the base, the overrides given now win, and the differences are told in `notes`.
+    `recipe=` names a recipe, or a run's `config.yaml`; `world_size` is known where a launcher has started us. Where
+    `run.dir` holds a run already, its frozen configuration is the base, the overrides given now win, and the
+    differences are told in `notes`.
 
     Raises:
         UserError: for everything that is wrong, before torch is imported.
@@ -309,7 +310,9 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys."""
     if not isinstance(node, dict) or not node:
         return {prefix: node}
-    return {k: v for name, child in node.items() for k, v in flatten(child, f"{prefix}.{name}" if prefix else name).items()}
+    return {
+        k: v for name, child in node.items() for k, v in flatten(child, f"{prefix}.{name}" if prefix else name).items()
+    }
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

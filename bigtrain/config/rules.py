@@ -103,8 +103,8 @@ def check_rules(config: RunConfig, world_size: int | None = None) -> None:
     target = str(config.optimizer.get("_target_"))
     if config.engine.name in ELEMENTWISE_ONLY and target in NOT_ELEMENTWISE:
         raise UserError(
-            f"{target.rpartition('.')[2]} looks at whole matrices, and engine={config.engine.name} cuts them into slices: "
-            "take engine=ddp or zero0, or optimizer=adamw, lion or sgd."
+            f"{target.rpartition('.')[2]} looks at whole matrices, and engine={config.engine.name} cuts them into "
+            "slices: take engine=ddp or zero0, or optimizer=adamw, lion or sgd."
         )
     if trainer.early_stopping and trainer.eval_every is None:
         raise UserError("trainer.early_stopping looks at the held-out loss: set trainer.eval_every.")

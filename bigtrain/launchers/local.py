@@ -15,7 +15,7 @@ from bigtrain.config.schema import RunConfig
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """One process to start: its command, what its environment adds, and where what it prints goes (null: the terminal)."""
+    """One process to start: its command, what its environment adds, where its output goes (None: the terminal)."""
 
     command: list[str]
     environment: dict[str, str]

@@ -18,12 +18,13 @@ GRACE_S = 10.0
 
 
 def _start(rank: Rank) -> subprocess.Popen[bytes]:
+    """In a process group of its own: a Ctrl-C of the terminal reaches the ranks once, passed on by us."""
     environment = os.environ | rank.environment
     if rank.output is None:
-        return subprocess.Popen(rank.command, env=environment)
+        return subprocess.Popen(rank.command, env=environment, process_group=0)
     rank.output.parent.mkdir(parents=True, exist_ok=True)
     with rank.output.open("ab") as log:
-        return subprocess.Popen(rank.command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(rank.command, env=environment, stdout=log, stderr=log, process_group=0)
 
 
 def _end(running: Sequence[subprocess.Popen[bytes]], grace_s: float) -> None:
