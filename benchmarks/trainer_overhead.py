@@ -4,8 +4,8 @@
 
 All sides train the same tiny model on the same text in a process of their own, one thread each. bigtrain runs as a user
 runs it (`bigtrain train`), with metrics, clipping, schedule and checkpointing armed; so does the Hugging Face Trainer.
-- `raw`: the loop that one would write by hand for the same arithmetic: objective, clipping, schedule, optimizer; nothing
-  is logged or saved.
+- `raw`: the loop that one would write by hand for the same arithmetic (objective, clipping, schedule, optimizer);
+  nothing is logged or saved.
 - `bare`: less than that: plain cross-entropy of the logits, no clipping, a constant learning rate.
 Each is run for few steps and for many; the difference is the steps' own CPU time (user + system), so that start-up and
 shut-down cancel. The sides take turns; the numbers are medians over the repeats.
@@ -208,10 +208,8 @@ def main() -> None:
         [side, f"{1e3 * cpu_s[side]:.3f}", f"{100 * over[side]:+.1f} %", f"{1e3 * wall_s[side]:.3f}"] for side in SIDES
     ]
     print("\n" + table(["side", "CPU ms a step", "over raw", "wall ms a step"], rows))
-    verdict = "within" if over["bigtrain"] <= LIMIT else "OVER"
-    print(
-        f"\nbigtrain: {100 * over['bigtrain']:+.1f} % CPU time over the raw loop, {verdict} the limit of {100 * LIMIT:.0f} %"
-    )
+    verdict = f"{'within' if over['bigtrain'] <= LIMIT else 'OVER'} the limit of {100 * LIMIT:.0f} %"
+    print(f"\nbigtrain: {100 * over['bigtrain']:+.1f} % CPU time over the raw loop, {verdict}")
     write(
         chosen.out,
         "trainer_overhead",
