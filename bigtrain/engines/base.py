@@ -1,0 +1,148 @@
+"""The engine protocol: what the rest of the program knows of how a model is spread over ranks, and the shared parts.
+
+Every engine follows one normaliser: the loss of a step is the sum over all target tokens of all ranks and
+micro-batches, divided by their number. Averages of averages are wrong as soon as padding is uneven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bigtrain.checkpoint.fragments import Fragment
+from bigtrain.errors import UserError
+
+Batch = dict[str, Tensor]
+"""A micro-batch: the first dimension of every tensor is the samples."""
+
+Scalar = float | int | bool
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Objective(Protocol):
+    """What is minimised."""
+
+    def count(self, batch: Batch) -> int:
+        """Targets in a batch (on the CPU)."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Sum of the losses over the targets of the batch: a scalar in fp32."""
+
+    def metrics(self, mean_loss: float) -> dict[str, float]:
+        """What a mean loss means: perplexity."""
+
+
+@dataclass(slots=True)
+class StepResult:
+    """Of one optimizer step; on the device, so that nobody waits for it before it is wanted."""
+
+    loss: Tensor
+    """Scalar fp32: this rank's sum of losses divided by the targets of all ranks. The sum over ranks is the loss."""
+    grad_norm: Tensor | float
+    """Global L2 norm of the gradient, unscaled and before clipping; inf or nan where an fp16 step overflowed."""
+    may_overflow: bool = False
+    """fp16 with a dynamic loss scale: a step that overflows is skipped and the scale lowered; no reason to worry."""
+
+
+class Engine(Protocol):
+    """A model, its objective and its optimizer, spread over the ranks in one way or another."""
+
+    name: str
+    device: torch.device
+    model: nn.Module
+    """The user's own, unwrapped."""
+    base_lr: float
+    """Of the first group of parameters."""
+
+    def train_step(self, micro_batches: Sequence[Batch], targets: int, lr_factor: float) -> StepResult:
+        """Forward and backward of each micro-batch (on the CPU, always `accumulation` of them), divide by `targets`
+        (of the whole step, over all ranks), reduce, clip, and step with lr = each group's base lr × `lr_factor`."""
+
+    def eval_loss(self, batch: Batch) -> Tensor:
+        """This rank's sum of losses, without a gradient or dropout. Call it equally often on every rank (zero3)."""
+
+    def fragments(self, stateful: Collection[str] = ()) -> list[Fragment]:
+        """Live views of everything to be saved that this rank holds. `stateful` names the parameters whose optimizer
+        state is about to be loaded: where there is none yet it is made, to be overwritten."""
+
+    def loaded(self) -> None:
+        """The fragments were overwritten in place: refresh low-precision copies and what other ranks hold. On all."""
+
+    def scalars(self) -> dict[str, Scalar]:
+        """What else must come back exactly: loss scale, counters."""
+
+    def load_scalars(self, values: dict[str, Scalar]) -> None:
+        """Put back what `scalars` returned; another engine's are taken as far as they are known."""
+
+    def settings(self) -> dict[str, Any]:
+        """The effective settings, read back from the engine: what it does, not what it was told."""
+
+    def close(self) -> None:
+        """Remove hooks and patches, so that another engine can be built in this process."""
+
+
+class Step(nn.Module):
+    """Model and objective as one module, so that the loss is computed inside DDP's or DeepSpeed's forward."""
+
+    def __init__(self, model: nn.Module, objective: Objective, device: torch.device, autocast: torch.dtype | None):
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self._device = device.type
+        self._autocast = autocast
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Sum of losses over the targets of the batch."""
+        context: AbstractContextManager[Any] = nullcontext()
+        if self._autocast is not None:
+            context = torch.autocast(self._device, self._autocast)
+        with context:
+            return self.objective.loss(self.model, batch)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch's tensors on the device; asynchronous from pinned memory."""
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def make_contiguous(model: nn.Module) -> None:
+    """Checkpoints slice tensors flat, in row-major order: lay them out so."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.is_contiguous():
+            tensor.data = tensor.data.contiguous()
+
+
+def enable_activation_checkpointing(model: nn.Module) -> None:
+    """Keep only each block's input and compute the block again in the backward pass.
+
+    Raises:
+        UserError: the model offers no way to do it.
+    """
+    if hasattr(model, "enable_activation_checkpointing"):
+        model.enable_activation_checkpointing()
+    elif hasattr(model, "gradient_checkpointing_enable"):  # Hugging Face
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        raise UserError(
+            f"trainer.activation_checkpointing=full, but {type(model).__name__} has no method "
+            "`enable_activation_checkpointing()`. Give it one, or set trainer.activation_checkpointing=none."
+        )
+
+
+def remember_base_lr(optimizer: Optimizer) -> float:
+    """Note each group's base lr as `initial_lr`, as torch's schedulers do; returns the first group's."""
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return float(optimizer.param_groups[0]["initial_lr"])
+
+
+def set_lr(optimizer: Optimizer, factor: float) -> None:
+    """lr = base lr × factor, for every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
