@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["tensorboard", "wandb"]
 
 
-def tensorboard(run_dir: Path, config: dict[str, Any], *, folder: str = "tensorboard", flush_s: int = 30) -> Tracker:
+def tensorboard(run_dir: Path, config: dict[str, Any], *, folder: str = "tensorboard", flush_s: int = 10) -> Tracker:
     """Event files for TensorBoard in `<run>/<folder>`; a resumed run hides the steps that it does again.
 
     Args:
@@ -47,7 +47,8 @@ def wandb(
 ) -> Tracker:
     """One Weights & Biases run, the same across resumes: its id is kept in `<run>/wandb.json`.
 
-    `offline` (the default) needs neither network nor account; `wandb sync <run>/wandb/offline-run-*` uploads later.
+    `offline` (the default) needs neither network nor account; `wandb sync <run>/wandb/offline-run-*` uploads later:
+    the newest such folder holds the whole run.
 
     Args:
         run_dir: the run folder; wandb's own files go to `<run>/wandb`.

@@ -30,7 +30,7 @@ VARIABLES = re.compile(
     r"|SLURM_(JOB_ID|JOB_NAME|JOB_PARTITION|JOB_NODELIST|NNODES|NTASKS|CPUS_PER_TASK|GPUS_ON_NODE|RESTART_COUNT)"
 )
 
-_SECRET = re.compile(r"(^|[._-])(api_?key|secret|password|passwd|credentials?|token)=", re.IGNORECASE)
+_SECRET = re.compile(r"(^|[._-])(api[_-]?key|secret|password|passwd|credentials?|token)=", re.IGNORECASE)
 
 
 def write_environment(run_dir: Path, argv: Sequence[str] | None = None) -> Path:

@@ -49,6 +49,21 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
     return None
 
 
+def numbers(line: Mapping[str, Any]) -> dict[str, Number]:
+    """The metrics of a line of metrics.jsonl as they were logged: NaN and infinity are back."""
+    not_finite = line.get("not_finite")
+    named = not_finite if isinstance(not_finite, dict) else {}
+    metrics: dict[str, Number] = {}
+    for name, value in line.items():
+        if name in ("step", "split"):
+            continue
+        if value is None and named.get(name) in ("nan", "inf", "-inf"):
+            metrics[name] = float(named[name])
+        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            metrics[name] = value
+    return metrics
+
+
 class JsonlLog:
     """The writer; rank 0 only.
 
@@ -119,9 +134,3 @@ class JsonlLog:
             os.fsync(self._file.fileno())
         finally:
             self._file.close()
-
-
-def last_step(run_dir: Path) -> int | None:
-    """The last step that the run folder's metrics.jsonl has, or None; after `JsonlLog` it is where a resume goes on."""
-    lines = read_lines(run_dir / FILE_NAME)
-    return max((line["step"] for line in lines), default=None)

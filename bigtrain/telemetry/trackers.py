@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from bigtrain.errors import UserError
-from bigtrain.telemetry.metrics import Number, Split, last_step
+from bigtrain.telemetry.metrics import FILE_NAME as METRICS
+from bigtrain.telemetry.metrics import Number, Split, numbers, read_lines
 
 logger = logging.getLogger("bigtrain.telemetry")
 
@@ -72,7 +74,7 @@ class TensorBoardTracker:
             raise UserError("tracker=tensorboard needs a package: pip install 'bigtrain[tensorboard]'") from error
         from torch.utils.tensorboard import SummaryWriter
 
-        done = last_step(run_dir)
+        done = max((line["step"] for line in read_lines(run_dir / METRICS)), default=None)
         # purge_step hides what a killed run wrote after its checkpoint: those steps come again
         purge = None if done is None else done + 1
         self._writer = SummaryWriter(str(run_dir / folder), purge_step=purge, flush_secs=flush_s)
@@ -92,64 +94,64 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """One wandb run, whatever the number of resumes.
+    """One wandb run, whatever the number of resumes and of changes between offline and online.
 
-    `<run>/wandb.json` keeps its id and the last step it was given: wandb's step may only grow, and a resume does again
-    the steps after its checkpoint (with the same numbers, as resuming is exact), so these are not sent twice.
+    Its id is kept in `<run>/wandb.json`. A resume brings wandb up to metrics.jsonl from wandb's own step on. Online
+    that is where the server stands: what it has of the steps that a resume does again is not sent twice (the numbers
+    are the same, as resuming is exact). Offline it is the beginning, as a new session cannot read an older one's file
+    and `wandb sync` may replace the one with the other (wandb#3841): the new session's folder then holds the whole
+    run, and the older ones, if they were not synced, are removed.
     """
 
-    def __init__(self, run_dir: Path, config: dict[str, Any], *, mode: Mode, **settings: Any):
+    def __init__(self, run_dir: Path, config: dict[str, Any], *, mode: Mode, name: str | None, **settings: Any):
         try:
             import wandb
         except ImportError as error:
             raise UserError("tracker=wandb needs a package: pip install 'bigtrain[wandb]'") from error
 
-        self._state_path = run_dir / "wandb.json"
-        self._id, self._sent = _read_state(self._state_path)
-        if last_step(run_dir) is None:  # from nothing: a run that began here before and was thrown away is not this one
-            self._id, self._sent = secrets.token_hex(4), -1
-        self._before = self._sent
-        settings["name"] = settings["name"] or f"{run_dir.parent.name}/{run_dir.name}"
+        done = read_lines(run_dir / METRICS)
+        state = run_dir / "wandb.json"
+        run_id = _read_id(state) if done else None  # a start from nothing is another run
+        if run_id is None:
+            run_id = secrets.token_hex(4)
+            state.write_text(json.dumps({"id": run_id}) + "\n")
+        older = [folder for folder in run_dir.glob(f"wandb/offline-run-*-{run_id}") if not any(folder.glob("*.synced"))]
         try:
             self._run = wandb.init(
-                id=self._id,
+                id=run_id,
                 resume="allow",
                 dir=str(run_dir),
                 config=config,
                 mode=mode,
+                name=name or f"{run_dir.parent.name}/{run_dir.name}",
                 settings=wandb.Settings(silent=True, console="off", disable_git=True),
                 **settings,
             )
         except Exception as error:  # UsageError, CommError, AuthenticationError …: all mean the same to the user
             hint = "`wandb login`, or tracker.wandb.mode=offline and `wandb sync` later"
             raise UserError(f"wandb did not start: {error}. Either {hint}.") from error
-        self._write_state()
-        if self._run.url:
+        if mode == "online":
             logger.info("wandb: %s", self._run.url)
+        self._first = self._run.step
+        for line in done:
+            self.log(line["step"], line["split"], numbers(line))
+        if mode == "offline":
+            for folder in older:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def log(self, step: int, split: Split, metrics: Mapping[str, Number]) -> None:
-        """`train/loss`, `eval/perplexity` … at wandb's own step."""
-        if step <= self._before:
-            return
-        numbers = {f"{split}/{name}": value for name, value in metrics.items() if value is not None}
-        self._run.log(numbers, step=step)
-        if step > self._sent:
-            self._sent = step
-            self._write_state()
+        """`train/loss`, `eval/perplexity` … at wandb's own step, which may only grow."""
+        if step >= self._first:
+            known = {f"{split}/{name}": value for name, value in metrics.items() if value is not None}
+            self._run.log(known, step=step)
 
     def close(self) -> None:
         """Finish this session; a resume goes on with the same run."""
-        self._run.finish(quiet=True)
-
-    def _write_state(self) -> None:
-        temporary = self._state_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"id": self._id, "step": self._sent}) + "\n")
-        temporary.replace(self._state_path)
+        self._run.finish()
 
 
-def _read_state(path: Path) -> tuple[str, int]:
+def _read_id(path: Path) -> str | None:
     try:
-        state = json.loads(path.read_text())
-        return str(state["id"]), int(state["step"])
+        return str(json.loads(path.read_text())["id"])
     except (OSError, ValueError, KeyError, TypeError):
-        return secrets.token_hex(4), -1
+        return None
