@@ -1,0 +1,107 @@
+"""What a run leaves behind: the lines of metrics.jsonl, trackers and progress while it runs, and what follows it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from bigtrain.config.components import build
+from bigtrain.config.schema import RunConfig
+from bigtrain.telemetry.metrics import JsonlLog, Number, Split, read_lines
+from bigtrain.telemetry.progress import TrainProgress, console, say
+from bigtrain.telemetry.trackers import Trackers
+
+if TYPE_CHECKING:
+    from bigtrain.distributed import Ranks
+
+
+class Outputs:
+    """Where rank 0 sends the numbers of a run; on the other ranks nothing happens.
+
+    Args:
+        config: the run's.
+        ranks: who we are.
+        step: where training begins or goes on.
+        resumed: whether a checkpoint was loaded.
+        total_steps: where it ends.
+    """
+
+    def __init__(self, config: RunConfig, ranks: Ranks, step: int, resumed: bool, total_steps: int):
+        self._sinks: list[JsonlLog | Trackers | TrainProgress] = []
+        self._progress: TrainProgress | None = None
+        if not ranks.first:
+            return
+        run_dir, plain = Path(config.run.dir or ""), dataclasses.asdict(config)
+        jsonl = JsonlLog(run_dir, resume_step=step if resumed else None)  # first: trackers look at what it kept
+        trackers = {name: build(part, f"tracker.{name}", run_dir, plain) for name, part in config.tracker.items()}
+        self._progress = TrainProgress(total_steps, step=step)
+        self._sinks = [jsonl, Trackers(trackers), self._progress]
+
+    def __enter__(self) -> Outputs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def log(self, step: int, split: Split, numbers: Mapping[str, Number]) -> None:
+        """One log point."""
+        for sink in self._sinks:
+            sink.log(step, split, numbers)
+
+    def stepped(self, step: int) -> None:
+        """A step is done."""
+        if self._progress is not None:
+            self._progress.step(step)
+
+    def close(self) -> None:
+        """Flush and give the terminal back; safe to call twice."""
+        sinks, self._sinks, self._progress = self._sinks, [], None
+        for sink in reversed(sinks):
+            sink.close()
+
+
+def print_evaluations(run_dir: Path) -> None:
+    """The held-out loss over the run as a table: step, tokens, loss, and what the objective makes of it."""
+    from rich.table import Table
+
+    lines = [line for line in read_lines(run_dir / "metrics.jsonl") if line["split"] == "eval"]
+    if not lines:
+        return
+    names = [name for name in lines[0] if name not in ("step", "split")]
+    table = Table(title="held-out", title_justify="left")
+    for name in ("step", *[name for name in ("tokens", "loss") if name in names]):
+        table.add_column(name, justify="right")
+    others = [name for name in names if name not in ("tokens", "loss")]
+    for name in others:
+        table.add_column(name, justify="right")
+    for line in lines:
+        cells = [f"{line['step']}", f"{line['tokens']:,}", f"{line['loss'] if line['loss'] is not None else '-':.4}"]
+        table.add_row(*cells, *(f"{line[name]:,.2f}" if line.get(name) is not None else "-" for name in others))
+    console().print(table)
+
+
+def finish(config: RunConfig, run_dir: Path, finished: bool) -> None:
+    """After the last step, on rank 0 alone: the table, a sample, the export, the report."""
+    print_evaluations(run_dir)
+    evaluation = config.evaluation
+    if not finished:
+        say(f"stopped on request after a checkpoint; go on with: bigtrain train run.dir={run_dir}")
+    if finished and evaluation.generate is not None:
+        from bigtrain.generate import generate
+
+        sample = generate(run_dir, evaluation.generate, max_new_tokens=evaluation.generate_tokens, config=config)
+        (run_dir / "sample.txt").write_text(sample + "\n", encoding="utf-8")
+        say(f"sample: {sample}")
+    if finished and evaluation.export:
+        from bigtrain.export import export
+
+        say(f"export: {export(run_dir, run_dir / 'export', config=config)}")
+    if evaluation.report:
+        from bigtrain.report import write_report
+
+        say(f"report: {write_report(run_dir)}")
