@@ -1,0 +1,202 @@
+"""Batches: which samples a rank gets in a step, fetched ahead in a thread. The position is one integer."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bigtrain.data.order import Order
+from bigtrain.data.sets import IGNORE
+from bigtrain.errors import UserError
+
+Batch = dict[str, Tensor]
+
+
+class Dataset(Protocol):
+    """A map-style set: a sample is a mapping from names to arrays, tensors or numbers."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+
+
+def batches(
+    dataset: Dataset,
+    *,
+    seed: int,
+    position: int,
+    global_batch_size: int,
+    micro_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+    prefetch: int = 2,
+) -> Batches:
+    """The training batches of one rank from `position` on, without end.
+
+    A step that starts at position p is made of the samples `order(p) … order(p + G - 1)`, G = `global_batch_size`, on
+    however many ranks: micro-batch m of rank r takes positions p + m·(micro·world) + r·micro + j, 0 <= j < micro.
+
+    Args:
+        dataset: the samples; every sample of a micro-batch has the same shapes.
+        seed: with the epoch, chooses the permutation.
+        position: index of the next global sample: 0 at the start, later what the last step yielded.
+        global_batch_size: samples a step over all ranks; a multiple of micro_batch_size · world_size.
+        micro_batch_size: samples at once on one rank.
+        rank: this rank, in [0, world_size).
+        world_size: data-parallel ranks.
+        pin_memory: put the batches where a GPU can copy them from without waiting.
+        prefetch: steps fetched ahead.
+
+    Returns:
+        An iterator of (micro-batches, position after the step); close it, or use it in a `with`.
+
+    Raises:
+        UserError: the set is empty.
+        ValueError: the batch does not divide, or the rank is none.
+    """
+    if len(dataset) == 0:
+        raise UserError("The training set has no sample.")
+    if global_batch_size < 1 or global_batch_size % (micro_batch_size * world_size) or not 0 <= rank < world_size:
+        raise ValueError(f"{global_batch_size=} over {micro_batch_size=} and {rank=} of {world_size=}")
+    order = Order(len(dataset), seed)
+    mine = np.arange(global_batch_size, dtype=np.int64).reshape(-1, world_size, micro_batch_size)[:, rank]
+
+    def steps() -> Iterator[tuple[list[Batch], int]]:
+        at = position
+        while True:
+            micro_batches = [collate([dataset[int(i)] for i in micro]) for micro in order(at + mine)]
+            at += global_batch_size
+            yield [pinned(batch) for batch in micro_batches] if pin_memory else micro_batches, at
+
+    return Batches(steps(), prefetch)
+
+
+def eval_batches(
+    dataset: Dataset,
+    *,
+    micro_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    max_batches: int | None = None,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """One pass over a held-out set, in its own order: each sample once over all ranks, as many batches on each rank.
+
+    Batch b of rank r holds samples b·(micro·world) + r·micro + j. Where samples run out, a batch is filled up with
+    copies whose labels are all -100, so that every batch has `micro_batch_size` samples.
+
+    Args:
+        dataset: the samples.
+        micro_batch_size: samples a batch.
+        rank: this rank, in [0, world_size).
+        world_size: data-parallel ranks.
+        max_batches: end after this many batches a rank.
+        pin_memory: as in `batches`.
+
+    Raises:
+        UserError: samples have to be filled up, but have no `labels` to say that they do not count.
+    """
+    a_round = micro_batch_size * world_size
+    rounds = -(-len(dataset) // a_round)
+    for b in range(rounds if max_batches is None else min(rounds, max_batches)):
+        start = b * a_round + rank * micro_batch_size
+        samples = [dataset[i] for i in range(start, min(start + micro_batch_size, len(dataset)))]
+        if len(samples) < micro_batch_size:
+            samples += [_without_targets(dataset[0])] * (micro_batch_size - len(samples))
+        batch = collate(samples)
+        yield pinned(batch) if pin_memory else batch
+
+
+class Batches:
+    """Runs an iterator of (micro-batches, position) ahead in a thread. An error of it is raised where it is due."""
+
+    def __init__(self, steps: Iterator[tuple[list[Batch], int]], prefetch: int) -> None:
+        self._queue: queue.Queue[tuple[list[Batch], int] | BaseException] = queue.Queue(max(1, prefetch))
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._fetch, args=(steps,), name="bigtrain-data", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[list[Batch], int]:
+        if self._closed.is_set():
+            raise StopIteration
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Ends the thread, after the sample that it is reading."""
+        self._closed.set()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _fetch(self, steps: Iterator[tuple[list[Batch], int]]) -> None:
+        try:
+            for item in steps:
+                if not self._put(item):
+                    return
+        except BaseException as error:  # whatever ends the thread, the loop must hear of it
+            self._put(error)
+
+    def _put(self, item: tuple[list[Batch], int] | BaseException) -> bool:
+        """False where the batches were closed meanwhile."""
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Samples of equal shapes, stacked: each value gets a first dimension of len(samples).
+
+    Raises:
+        UserError: names or shapes differ between samples.
+    """
+    first = samples[0]
+    if any(sample.keys() != first.keys() for sample in samples):
+        raise UserError(f"The samples of one batch have different names: {sorted({*map(tuple, samples)})}.")
+    return {name: _stack(name, [sample[name] for sample in samples]) for name in first}
+
+
+def _stack(name: str, values: list[Any]) -> Tensor:
+    try:
+        if isinstance(values[0], Tensor):
+            return torch.stack(values)
+        return torch.from_numpy(np.stack([np.asarray(value) for value in values]))
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise UserError(f"The samples of one batch cannot be stacked: '{name}': {error}") from error
+
+
+def pinned(batch: Batch) -> Batch:
+    """The batch in page-locked memory."""
+    return {name: tensor.pin_memory() for name, tensor in batch.items()}
+
+
+def _without_targets(sample: Mapping[str, Any]) -> dict[str, Any]:
+    if "labels" not in sample:
+        raise UserError(
+            "The held-out samples do not divide evenly over the ranks and have no 'labels' that could be set to -100 "
+            "to fill up. Add labels, or make their number a multiple of micro_batch_size x ranks."
+        )
+    labels = sample["labels"]
+    blank = torch.full_like(labels, IGNORE) if isinstance(labels, Tensor) else np.full_like(labels, IGNORE)
+    return {**sample, "labels": blank}

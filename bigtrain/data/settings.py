@@ -1,0 +1,81 @@
+"""What decides the content of prepared data, and the fingerprint that finds it again. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bigtrain.data.sources import Source
+from bigtrain.errors import UserError
+
+FORMAT, VERSION = "bigtrain shards", 1
+SMALLEST_VOCABULARY = 257
+"""The 256 bytes and the end of text."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "config.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """The settings of `bigtrain.data.text` that the shards depend on; what they mean is told there."""
+
+    path: tuple[str, ...]
+    tokenizer: str | None
+    vocab_size: int
+    text_column: str
+    document_separator: str | None
+    held_out: float
+    name: str | None
+    split: str
+    revision: str | None
+    seed: int
+    skip_broken: bool
+    token_type: Literal["auto", "uint16", "uint32"]
+    shard_tokens: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise UserError(f"data.held_out={self.held_out}: a share of the documents, at least 0 and below 1.")
+        if self.tokenizer is None and self.vocab_size < SMALLEST_VOCABULARY:
+            raise UserError(
+                f"data.vocab_size={self.vocab_size}: a byte-level tokenizer needs at least {SMALLEST_VOCABULARY} "
+                f"(256 bytes and the end of text)."
+            )
+        if self.shard_tokens < 1:
+            raise UserError(f"data.shard_tokens={self.shard_tokens}: at least 1.")
+        try:
+            re.compile(self.document_separator or "")
+        except re.error as error:
+            raise UserError(
+                f"data.document_separator={self.document_separator!r} is not a regular expression: {error}."
+            ) from error
+
+    def fingerprint(self, sources: Sequence[Source]) -> str:
+        """A hash of the settings, of the tokenizer's files, and of name, size and time of every source."""
+        settings: dict[str, Any] = asdict(self)
+        del settings["path"]
+        if self.tokenizer is not None:
+            del settings["vocab_size"]
+            settings["tokenizer"] = _files_hash(Path(self.tokenizer).expanduser()) or self.tokenizer
+        everything = [FORMAT, VERSION, settings, [asdict(source) for source in sources]]
+        return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _files_hash(folder: Path) -> dict[str, str]:
+    """sha256 of each file of a tokenizer's folder; empty where there is no such folder."""
+    files = [folder / name for name in TOKENIZER_FILES]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
