@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -115,6 +116,13 @@ def prepared_data(config: RunConfig) -> Any:
     return data
 
 
+def keep_tokenizer(data: Any, run_dir: Path) -> None:
+    """A copy in the run folder: generation and export must not depend on the prepared data."""
+    folder = getattr(data, "tokenizer_path", None)
+    if folder is not None:
+        shutil.copytree(folder, run_dir / "tokenizer", dirs_exist_ok=True)
+
+
 def build_model(config: RunConfig, data: Any) -> nn.Module:
     """The model, with the data's vocabulary where the recipe leaves it open."""
     vocabulary = getattr(data, "vocab_size", None)
@@ -155,8 +163,8 @@ def resume(config: RunConfig, engine: Engine, data: Any, ranks: Ranks) -> tuple[
     now, then = getattr(data, "fingerprint", None), found.manifest.state.get("data")
     if now != then:
         raise UserError(
-            f"{found.path} was trained on other data ({then}) than this configuration prepares ({now}): the position in "
-            "it would mean nothing. Put data.* back as it was, or start in another run.dir."
+            f"{found.path} was trained on other data ({then}) than this configuration prepares ({now}): the position "
+            "in it would mean nothing. Put data.* back as it was, or start in another run.dir."
         )
     saved = (key.partition("|") for key in (*found.manifest.tensors, *found.manifest.extra))
     stateful = {name for kind, _, name in saved if kind != "weight"}
@@ -257,6 +265,7 @@ def _train(composed: Composed, ranks: Ranks) -> int:
             say(note)
 
         data = prepared_data(config)
+        run_on_first(lambda: keep_tokenizer(data, run_dir))
         steps = total_steps(config, len(data.train))
         schedule = build(config.schedule, "schedule")
         schedule(0, steps)  # a warm-up longer than the run is refused now

@@ -204,7 +204,11 @@ def test_typos_and_help_do_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr and "Did you mean 'lr'?" in done.stderr and "Did you mean 'train'?" in done.stderr
+    assert (
+        "Traceback" not in done.stderr
+        and "Did you mean 'lr'?" in done.stderr
+        and "Did you mean 'train'?" in done.stderr
+    )
 
 
 @dataclass(slots=True)
@@ -236,7 +240,8 @@ def test_check_converts(value: Any, annotation: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "annotation"), [(True, int), (1.5, int), ("1", int), (1, bool), ([1], tuple[int, int]), (float("nan"), int)]
+    ("value", "annotation"),
+    [(True, int), (1.5, int), ("1", int), (1, bool), ([1], tuple[int, int]), (float("nan"), int)],
 )
 def test_check_refuses(value: Any, annotation: Any) -> None:
     with pytest.raises(UserError, match="^key"):
