@@ -1,1 +1,92 @@
-"""."""
+"""Models: the native decoder, and any causal language model of transformers. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["decoder", "hugging_face"]
+
+
+def decoder(
+    *,
+    preset: str | None = None,
+    path: str | None = None,
+    vocab_size: int | None = None,
+    sequence_length: int | None = None,
+    layers: int | None = None,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    width: int | None = None,
+    head_width: int | None = None,
+    mlp_width: int | None = None,
+    positions: Literal["learned", "rotary"] | None = None,
+    norm: Literal["layer_norm", "rms_norm"] | None = None,
+    activation: Literal["gelu", "swiglu"] | None = None,
+    bias: bool | None = None,
+    tied: bool | None = None,
+    norm_eps: float | None = None,
+    rope_theta: float | None = None,
+    rope_scaling: dict[str, Any] | None = None,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """The native decoder, GPT-2 style, Llama style or between: `bigtrain.models.native.Decoder`.
+
+    Args:
+        preset: a known shape (`bigtrain.models.shapes.PRESETS`) that supplies every setting that is not given.
+        path: pretrained weights of GPT-2's or Llama's architecture: a Hugging Face folder (such as an export of
+            bigtrain's), a GGUF file or a hub name. Its config gives the shape, and the preset is not looked at.
+        vocab_size: tokens; by default the tokenizer's.
+        sequence_length: longest sequence, in tokens.
+        layers: blocks.
+        heads: attention heads.
+        kv_heads: heads of keys and values; fewer than `heads` is grouped-query attention.
+        width: of the residual stream.
+        head_width: of one head; by default `width / heads`.
+        mlp_width: inside the MLP; by default 4 x width, or for swiglu 8/3 x width, rounded up to 64.
+        positions: learned (GPT-2) or rotary (Llama).
+        norm: layer_norm (GPT-2) or rms_norm (Llama).
+        activation: gelu (GPT-2) or swiglu (Llama).
+        bias: biases in linear layers and LayerNorm.
+        tied: one matrix for embedding and head.
+        norm_eps: inside the norms.
+        rope_theta: base of the rotary wavelengths.
+        rope_scaling: Llama 3's stretching of them, with Hugging Face's keys.
+        dropout: of embedding, attention and both branches of a block, while training.
+
+    Raises:
+        UserError: an unknown preset, a shape that cannot be, a path that is not such a model.
+    """
+    settings = locals()
+    from bigtrain.models.build import build_decoder
+    from bigtrain.models.shapes import SETTINGS
+
+    given = {name: settings[name] for name in SETTINGS if settings[name] is not None}
+    return build_decoder(preset, path, given, dropout)
+
+
+def hugging_face(
+    *,
+    path: str | None = None,
+    config: dict[str, Any] | None = None,
+    vocab_size: int | None = None,
+    sequence_length: int | None = None,
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa",
+) -> nn.Module:
+    """Any causal language model of `transformers`: `bigtrain.models.wrapped.HuggingFace`. No remote code is ever run.
+
+    Args:
+        path: pretrained weights: a folder, a GGUF file (or a folder with one), or a hub name.
+        config: instead of a path: `model_type` and any settings of that model's configuration; weights are random.
+        vocab_size: tokens; by default the tokenizer's. Pretrained weights may know more, not fewer.
+        sequence_length: longest sequence, in tokens; checked against pretrained weights.
+        attention: which implementation of attention transformers is to use.
+
+    Raises:
+        UserError: both or neither of path and config, no such path, not a causal language model.
+    """
+    from bigtrain.models.wrapped import build_hugging_face
+
+    return build_hugging_face(path, config, vocab_size, sequence_length, attention)

@@ -1,0 +1,79 @@
+"""Cross-entropy of a linear head without the logits: they exist for a few rows at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORE = -100
+"""A label without a target."""
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Loss and gradients of a chunk of rows at once, so that backward neither keeps nor recomputes logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, rows: int, dtype: torch.dtype, training: bool
+    ) -> Tensor:
+        wide = torch.promote_types(dtype, torch.float32)  # of softmax, loss and sums of gradients
+        kept = (labels != IGNORE)[:, None]
+        target = labels.where(kept[:, 0], 0)[:, None]
+        # Rows without a target become zeros, so that nothing of theirs, not even a NaN, reaches the weight's gradient.
+        h, w = hidden.to(dtype).masked_fill(~kept, 0), weight.to(dtype)
+        grad_hidden = torch.empty_like(h) if training and ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if training and ctx.needs_input_grad[1] else None
+        loss = torch.zeros((), dtype=wide, device=hidden.device)
+        for start in range(0, len(h), rows):
+            part = slice(start, start + rows)
+            logp = torch.log_softmax(torch.mm(h[part], w.t()).to(wide), dim=-1)  # (rows, V), the largest tensor here
+            loss -= logp.gather(1, target[part]).masked_fill_(~kept[part], 0).sum()
+            if not training:
+                continue
+            # d loss / d logits = softmax - one_hot(target)
+            grad = logp.exp_().scatter_add_(1, target[part], torch.full_like(target[part], -1, dtype=wide)).to(dtype)
+            if grad_hidden is not None:
+                torch.mm(grad, w, out=grad_hidden[part])
+            if grad_weight is None:
+                continue
+            if dtype == wide:
+                grad_weight.addmm_(grad.t(), h[part])
+            else:
+                grad_weight += torch.mm(grad.t(), h[part])
+        if training:
+            ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
+            ctx.save_for_backward(kept, grad_hidden, grad_weight)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        kept, grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_hidden is not None:
+            # In fp32: a bf16 tensor times a scalar would round the scalar, and so tilt every gradient below the head.
+            grad_hidden = (grad_hidden.to(grad_loss.dtype) * grad_loss).masked_fill_(~kept, 0).to(ctx.hidden_dtype)
+        if grad_weight is not None:
+            # In place, as it may be gigabytes; autograd notices it if a graph is walked twice.
+            grad_weight = grad_weight.mul_(grad_loss).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
+    """Sum over the targets of `cross_entropy(hidden @ weight.T, labels)`, as an fp32 scalar.
+
+    hidden (N, D), weight (V, D), labels (N,) int64 with -100 for no target. The logits of `chunk` rows exist at a
+    time; by default of D/2 rows (256 at least), half the size of the weight's own gradient. Products are in autocast's
+    dtype where it is on, else in the weight's; softmax, the loss and the weight's gradient are in fp32. The gradient
+    can be taken once. The idea is Liger Kernel's fused linear cross-entropy (arXiv:2410.10989).
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    training = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    rows = chunk or max(256, hidden.shape[1] // 2)
+    with torch.autocast(device, enabled=False):
+        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, rows, dtype, training)  # type: ignore[no-untyped-call]
+    return loss

@@ -1,0 +1,232 @@
+"""The native decoder: GPT-2's and Llama's architecture, and all between them, in one file.
+
+Shapes: B samples, S tokens, D width, H heads, K heads of keys and values, W head width, F MLP width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from bigtrain.errors import UserError
+from bigtrain.models.losses import linear_cross_entropy
+from bigtrain.models.shapes import Shape
+
+Rope = tuple[Tensor, Tensor] | None
+
+
+class Linear(nn.Linear):
+    """Born with its final weights: under ZeRO-3's sharded initialisation there is nothing left to set afterwards."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool, std: float) -> None:
+        self.std = std
+        super().__init__(inputs, outputs, bias)
+
+    def reset_parameters(self) -> None:
+        """Normal weights, no bias (GPT-2's way)."""
+        nn.init.normal_(self.weight, std=self.std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Embedding(nn.Embedding):
+    """Born with its final weights, as `Linear` is."""
+
+    def __init__(self, rows: int, width: int, std: float) -> None:
+        self.std = std
+        super().__init__(rows, width)
+
+    def reset_parameters(self) -> None:
+        """Normal weights."""
+        nn.init.normal_(self.weight, std=self.std)
+
+
+class Head(nn.Module):
+    """Owns or shares the (V, D) weight; the loss comes out of `forward`, so that hooks on it see a tied weight too."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits (B, S, V); with labels (B, S) the fp32 sum of the cross-entropy instead."""
+        if labels is None:
+            return F.linear(hidden, self.weight)
+        loss: Tensor = linear_cross_entropy(hidden.flatten(0, -2), self.weight, labels.flatten())
+        return loss
+
+
+class Rotary:
+    """Rotary positions (arXiv:2104.09864): cosines and sines in fp32, made on first use.
+
+    A plain object: DeepSpeed would cast a buffer to bf16, and a table of positions in bf16 is wrong from 256 on.
+    """
+
+    def __init__(self, width: int, theta: float, scaling: Mapping[str, Any] | None) -> None:
+        self.width, self.theta, self.scaling = width, theta, scaling
+        self.table: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each (S, W) fp32."""
+        if self.table is None or len(self.table[0]) < length or self.table[0].device != device:
+            with torch.inference_mode(False), torch.no_grad():  # an inference tensor could not be trained with later
+                angles = torch.outer(torch.arange(length, device=device).float(), self.frequencies().to(device))
+                self.table = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+        return self.table[0][:length], self.table[1][:length]
+
+    def frequencies(self) -> Tensor:
+        """(W/2,) radians a token; Llama 3 stretches the wavelengths that its first context was too short for."""
+        powers = torch.arange(0, self.width, 2, dtype=torch.float32) / self.width
+        f: Tensor = 1.0 / self.theta**powers
+        if self.scaling is None:
+            return f
+        s = self.scaling
+        turns = s["original_max_position_embeddings"] * f / (2 * math.pi)
+        low, high = float(s["low_freq_factor"]), float(s["high_freq_factor"])
+        keep = ((turns - low) / (high - low)).clamp(0, 1)  # 0: stretched by the factor; 1: as it was
+        return f * (keep + (1 - keep) / float(s["factor"]))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + W/2) of x (B, H, S, W), which is Hugging Face's order of Llama's weights."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat((-right, left), dim=-1) * sin.to(x.dtype)
+
+
+def norm(shape: Shape) -> nn.Module:
+    """The shape's normalisation over D."""
+    if shape.norm == "rms_norm":
+        return nn.RMSNorm(shape.width, eps=shape.norm_eps)
+    return nn.LayerNorm(shape.width, eps=shape.norm_eps, bias=shape.bias)
+
+
+class Attention(nn.Module):
+    """Causal self-attention through torch's SDPA."""
+
+    def __init__(self, shape: Shape, dropout: float, std: float, std_out: float) -> None:
+        super().__init__()
+        self.head_width, self.dropout = shape.head_width, dropout
+        self.sizes = [n * shape.head_width for n in (shape.heads, shape.kv_heads, shape.kv_heads)]
+        self.repeat = shape.heads // shape.kv_heads
+        self.qkv = Linear(shape.width, sum(self.sizes), shape.bias, std)
+        self.out = Linear(self.sizes[0], shape.width, shape.bias, std_out)
+
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+        """x (B, S, D) -> (B, S, D)."""
+        heads = (t.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for t in self.qkv(x).split(self.sizes, dim=-1))
+        q, k, v = heads  # (B, H or K, S, W)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        grouped = self.repeat > 1
+        if grouped and not (q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)):
+            # Only the flash kernel reads grouped heads; the others would fall back to one that stores S x S scores.
+            k, v = (t.repeat_interleave(self.repeat, dim=1) for t in (k, v))
+            grouped = False
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
+        out: Tensor = self.out(y.transpose(1, 2).flatten(-2))
+        return out
+
+
+class MLP(nn.Module):
+    """GELU (in GPT-2's tanh form) or SwiGLU (arXiv:2002.05202)."""
+
+    def __init__(self, shape: Shape, std: float, std_out: float) -> None:
+        super().__init__()
+        self.gated = shape.activation == "swiglu"
+        inner = shape.mlp_width * (2 if self.gated else 1)  # of the gate first, then of what it opens
+        self.up = Linear(shape.width, inner, shape.bias, std)
+        self.down = Linear(shape.mlp_width, shape.width, shape.bias, std_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, S, D) -> (B, S, D)."""
+        x = self.up(x)
+        if self.gated:
+            gate, x = x.chunk(2, dim=-1)
+            x = F.silu(gate) * x
+        else:
+            x = F.gelu(x, approximate="tanh")
+        out: Tensor = self.down(x)
+        return out
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each normalised before and added after."""
+
+    def __init__(self, shape: Shape, dropout: float) -> None:
+        super().__init__()
+        std_out = 0.02 / math.sqrt(2 * shape.layers)  # 2 a layer are added up on the residual stream
+        self.attention_norm, self.mlp_norm = norm(shape), norm(shape)
+        self.attention = Attention(shape, dropout, 0.02, std_out)
+        self.mlp = MLP(shape, 0.02, std_out)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+        """x (B, S, D) -> (B, S, D)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), rope))
+        x = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return x
+
+
+class Decoder(nn.Module):
+    """A causal language model of any `Shape`."""
+
+    def __init__(self, shape: Shape, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.shape = shape
+        # The final norm makes |hidden|^2 = D, so the first logits have variance D std^2 and the first loss is
+        # ln V + D std^2 / 2. GPT-2's 0.02 would put a wide model 3 to 14 % above ln V: here it is 1 % at most.
+        std = min(0.02, math.sqrt(0.02 * math.log(max(shape.vocab_size, 2)) / shape.width))
+        self.embedding = Embedding(shape.vocab_size, shape.width, std)
+        learned = shape.positions == "learned"
+        self.positions = Embedding(shape.sequence_length, shape.width, 0.02) if learned else None
+        self.rotary = None if learned else Rotary(shape.head_width, shape.rope_theta, shape.rope_scaling)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(shape, dropout) for _ in range(shape.layers))
+        self.norm = norm(shape)
+        if shape.tied:
+            weight = cast(nn.Parameter, self.embedding.weight)
+        else:
+            weight = nn.Parameter(torch.empty(shape.vocab_size, shape.width).normal_(std=std))
+        self.head = Head(weight)
+        self.activation_checkpointing = False
+
+    def enable_activation_checkpointing(self) -> None:
+        """Keep each block's input only and compute the block again in backward, with the same random numbers."""
+        self.activation_checkpointing = True
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """input_ids (B, S) int64 -> (B, S, D) after the last norm."""
+        length = input_ids.shape[1]
+        x = self.embedding(input_ids)
+        rope: Rope = None
+        if self.positions is not None:
+            if length > self.shape.sequence_length:
+                raise UserError(f"{length} tokens do not fit into model.sequence_length={self.shape.sequence_length}.")
+            x = x + self.positions(torch.arange(length, device=input_ids.device))
+        elif self.rotary is not None:
+            rope = self.rotary(length, input_ids.device)
+        x = self.dropout(x)
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, rope, use_reentrant=False)
+            else:
+                x = block(x, rope)
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """input_ids (B, S) int64 -> logits (B, S, V)."""
+        logits: Tensor = self.head(self.hidden(input_ids))
+        return logits
+
+    def loss_sum(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Sum of cross-entropy over the targets, an fp32 scalar; labels (B, S) are shifted already, -100 is none."""
+        loss: Tensor = self.head(self.hidden(input_ids), labels)
+        return loss

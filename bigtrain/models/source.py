@@ -1,0 +1,123 @@
+"""Where pretrained weights come from: a Hugging Face folder, a GGUF file, a hub name. No pickle, no remote code."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigtrain.errors import UserError
+
+_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model*.bin"]
+
+
+def locate(path: str) -> Path:
+    """The local folder or GGUF file that `path` names; a hub name is fetched into the Hugging Face cache."""
+    local = Path(path).expanduser()
+    if local.is_file() and local.suffix == ".gguf":
+        return local
+    if local.is_dir():
+        if (local / "config.json").is_file():
+            return local
+        found = sorted(local.glob("*.gguf"))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(file.name for file in found)
+            raise UserError(f"model.path={path} holds {len(found)} GGUF files ({names}): name one of them.")
+        raise UserError(f"model.path={path} has no config.json and no .gguf file: it is not a Hugging Face folder.")
+    if local.exists():
+        raise UserError(f"model.path={path} is a file, but not a .gguf one: give the folder that it lies in.")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
+        raise UserError(f"model.path={path}: there is no such folder or file.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=_FILES))
+    except Exception as error:  # a dozen kinds: no network, no such name, gated, no space
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"model.path={path}: there is no such folder here, and the Hugging Face hub did not give it: {reason}"
+        ) from error
+
+
+@dataclass
+class Source:
+    """Pretrained weights: the model's configuration (of transformers) and its tensors, read on demand."""
+
+    config: Any
+    files: dict[str, Path]
+    """Which safetensors file holds a tensor."""
+    loaded: dict[str, Tensor]
+    """Tensors of the formats that cannot be read one by one."""
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.files or name in self.loaded
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU."""
+        if name in self.loaded:
+            return self.loaded[name]
+        from safetensors import safe_open
+
+        with safe_open(self.files[name], framework="pt") as file:
+            return file.get_tensor(name)  # type: ignore[no-any-return]
+
+
+def read_config(place: Path, path: str) -> Any:
+    """The transformers configuration of a folder."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # of any kind: it is the user's file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model.path={path}: transformers cannot read its config.json: {reason}") from error
+
+
+@contextmanager
+def open_source(path: str) -> Iterator[Source]:
+    """The pretrained weights at `path`, open while the block runs."""
+    place = locate(path)
+    if place.is_file():
+        from bigtrain.models.wrapped import load_gguf
+
+        model = load_gguf(place, "eager")
+        yield Source(model.config, {}, dict(model.state_dict()))
+        return
+    config = read_config(place, path)
+    files: dict[str, Path] = {}
+    loaded: dict[str, Tensor] = {}
+    index = place / "model.safetensors.index.json"
+    if index.is_file():
+        files = {name: place / file for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
+        absent = sorted({file.name for file in files.values() if not file.is_file()})
+        if absent:
+            raise UserError(f"model.path={path}: {index.name} names {absent[0]}, which is not there.")
+    elif (place / "model.safetensors").is_file():
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(place / "model.safetensors", framework="pt") as file:
+                files = dict.fromkeys(file.keys(), place / "model.safetensors")
+        except SafetensorError as error:
+            raise UserError(f"model.path={path}: model.safetensors is damaged: {error}") from error
+    elif (place / "pytorch_model.bin").is_file():
+        loaded = torch.load(place / "pytorch_model.bin", map_location="cpu", weights_only=True, mmap=True)
+    else:
+        raise UserError(f"model.path={path} has a config.json but no model.safetensors.")
+    yield Source(config, files, loaded)
+
+
+def need_gguf(place: Path) -> None:
+    """A `UserError` where the optional package that reads GGUF is missing."""
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"{place} needs the gguf package: pip install 'bigtrain[gguf]'.")

@@ -1,0 +1,166 @@
+"""Any causal language model of transformers behind bigtrain's model protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigtrain.errors import UserError, nearest
+from bigtrain.models.build import whole_modules
+from bigtrain.models.native import Head
+from bigtrain.models.source import locate, need_gguf, read_config
+
+
+class HuggingFace(nn.Module):
+    """A transformers model: token ids in, logits out. The objective computes the loss from the logits."""
+
+    def __init__(self, hf: Any) -> None:
+        super().__init__()
+        self.hf = hf
+        self.config = hf.config
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """input_ids (B, S) int64 -> logits (B, S, V)."""
+        logits: Tensor = self.hf(input_ids=input_ids, use_cache=False).logits
+        return logits
+
+    def enable_activation_checkpointing(self) -> None:
+        """Compute each block again in backward, with the same random numbers."""
+        self.hf.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+class HuggingFaceLinearHead(HuggingFace):
+    """One whose logits are a plain linear head over the last hidden states, so that the loss needs no logits."""
+
+    def __init__(self, hf: Any) -> None:
+        super().__init__(hf)
+        # The same parameter under the same name, in a module that can also give the loss.
+        hf.set_output_embeddings(Head(hf.get_output_embeddings().weight))
+
+    def loss_sum(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Sum of cross-entropy over the targets, an fp32 scalar; labels (B, S) are shifted already, -100 is none."""
+        hidden = self.hf.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        loss: Tensor = self.hf.get_output_embeddings()(hidden, labels)
+        return loss
+
+
+def build_hugging_face(
+    path: str | None, config: dict[str, Any] | None, vocab_size: int | None, sequence_length: int | None, attention: str
+) -> HuggingFace:
+    """`bigtrain.models.hugging_face`."""
+    if (path is None) == (config is None):
+        raise UserError("model=hugging_face needs one of model.path (pretrained) and model.config (from scratch).")
+    with whole_modules():
+        hf = _pretrained(path, attention) if path is not None else _fresh(config or {}, vocab_size, attention)
+        _check_fit(hf, path, vocab_size, sequence_length)
+        return HuggingFaceLinearHead(hf) if _linear_head(hf) else HuggingFace(hf)
+
+
+def _pretrained(path: str, attention: str) -> Any:
+    place = locate(path)
+    if place.is_file():
+        return load_gguf(place, attention)
+    config = read_config(place, path)
+    _check_causal(config, f"model.path={path}")
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            place, config=config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+        )
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
+        raise UserError(f"model.path={path}: transformers cannot load it: {_first_line(error)}") from error
+
+
+def _fresh(config: dict[str, Any], vocab_size: int | None, attention: str) -> Any:
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        close = nearest(str(kind), CONFIG_MAPPING.keys()) if kind else " Give one, such as llama."
+        raise UserError(f"model.config.model_type: transformers has no '{kind}'.{close}")
+    settings = {"vocab_size": vocab_size} if vocab_size is not None else {}
+    settings |= {key: value for key, value in config.items() if key != "model_type"}
+    known = vars(AutoConfig.for_model(kind)) | dict.fromkeys(CONFIG_MAPPING[kind].attribute_map)
+    for key in settings:
+        if key not in known:
+            raise UserError(f"model.config: {kind} has no setting '{key}'.{nearest(key, known)}")
+    try:
+        made = AutoConfig.for_model(kind, **settings)
+        _check_causal(made, f"model.config.model_type={kind}")
+        return AutoModelForCausalLM.from_config(made, attn_implementation=attention, dtype=torch.float32)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise UserError(f"model.config: transformers cannot make this {kind}: {_first_line(error)}") from error
+
+
+def load_gguf(place: Path, attention: str) -> Any:
+    """The transformers model of a GGUF file, its weights spread to fp32, and with nothing left that says quantised."""
+    need_gguf(place)
+    from transformers import AutoModelForCausalLM
+
+    with whole_modules():
+        try:
+            read = AutoModelForCausalLM.from_pretrained(
+                place.parent, gguf_file=place.name, dtype=torch.float32, attn_implementation=attention
+            )
+        except (ValueError, ImportError, OSError, RuntimeError, KeyError) as error:
+            raise UserError(f"model.path={place}: transformers cannot load it: {_first_line(error)}") from error
+        settings = read.config.to_dict()
+        settings.pop("quantization_config", None)  # with it, save_pretrained refuses the weights
+        config = type(read.config)(**settings)
+        clean = type(read)._from_config(config, attn_implementation=attention, dtype=torch.float32)
+        clean.load_state_dict(read.state_dict())
+        clean.generation_config = read.generation_config
+        return clean
+
+
+def _check_causal(config: Any, what: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(f"{what} is a {config.model_type}, which is not a causal language model.")
+
+
+def _check_fit(hf: Any, path: str | None, vocab_size: int | None, sequence_length: int | None) -> None:
+    rows = hf.get_input_embeddings().weight.shape[0]
+    if vocab_size is not None and vocab_size > rows:
+        raise UserError(
+            f"The model {'in ' + path if path else 'of model.config'} knows {rows} tokens, and the tokenizer has "
+            f"{vocab_size}; use the tokenizer that belongs to it."
+        )
+    longest = getattr(hf.config.get_text_config(), "max_position_embeddings", None)
+    if sequence_length is not None and longest is not None and sequence_length > longest:
+        raise UserError(f"The model takes {longest} tokens: sequence_length={sequence_length} is too long.")
+
+
+@torch.no_grad()
+def _linear_head(hf: Any) -> bool:
+    """Whether logits = last hidden states x head weight, found out on a few tokens rather than from a list of names.
+
+    Soft-capped, scaled or biased logits make it False. A `UserError` where a token sees the one after it.
+    """
+    training = hf.training
+    hf.eval()
+    try:
+        rows = hf.get_input_embeddings().weight.shape[0]
+        ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=hf.device) % rows
+        logits = hf(input_ids=ids, use_cache=False).logits
+        scale = logits.abs().max().item()
+        if rows > 5 and not torch.allclose(logits[0, :3], logits[1, :3], rtol=0, atol=1e-4 * scale):
+            raise UserError(f"A {hf.config.model_type} of this configuration is not causal: tokens see what follows.")
+        head = hf.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head._parameters.get("bias") is not None:
+            return False
+        hidden = hf.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden.shape[-1] == head.in_features and torch.equal(logits, head(hidden))
+    except (AttributeError, TypeError):  # no head of its own, or a base model that gives something else
+        return False
+    finally:
+        hf.train(training)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
