@@ -90,7 +90,8 @@ class Rotary:
         turns = s["original_max_position_embeddings"] * f / (2 * math.pi)
         low, high = float(s["low_freq_factor"]), float(s["high_freq_factor"])
         keep = ((turns - low) / (high - low)).clamp(0, 1)  # 0: stretched by the factor; 1: as it was
-        return f * (keep + (1 - keep) / float(s["factor"]))
+        stretched: Tensor = f * (keep + (1 - keep) / float(s["factor"]))
+        return stretched
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
