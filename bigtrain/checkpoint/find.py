@@ -30,6 +30,12 @@ class Checkpoint:
         """Optimizer steps done."""
         return self.manifest.step
 
+    @property
+    def stateful(self) -> frozenset[str]:
+        """Names of the parameters whose optimizer state it holds: what `Engine.fragments` wants before a load."""
+        keys = (key.partition("|") for key in (*self.manifest.tensors, *self.manifest.extra))
+        return frozenset(name for kind, _, name in keys if kind != "weight")
+
 
 def name(step: int) -> str:
     """`step_00001000`."""

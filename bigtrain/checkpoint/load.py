@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,10 +15,12 @@ from torch import Tensor
 from bigtrain.checkpoint import manifest
 from bigtrain.checkpoint.find import Checkpoint
 from bigtrain.checkpoint.fragments import Fragment
-from bigtrain.checkpoint.manifest import Entry, Manifest, Slice
+from bigtrain.checkpoint.manifest import Entry, Slice
 from bigtrain.checkpoint.together import together
 from bigtrain.distributed import Ranks, gather_objects
 from bigtrain.errors import UserError
+
+Stored = Entry | float | int
 
 
 def load(
@@ -29,29 +32,34 @@ def load(
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Copy the elements that each of this rank's fragments holds into it, in place. All ranks call it.
 
+    The fragments are `engine.fragments(checkpoint.stateful)`; `engine.loaded()` comes next. Numbers in `Fragment.extra`
+    are set in that dict, from where the engine takes them.
+
     Returns the `state` that was saved, and this rank's random states: None (said through `warn`) where the number of
-    ranks is another. Numbers in `Fragment.extra` are set in that dict; the engine takes them from there.
+    ranks is another.
 
     Raises UserError, the same on all ranks and before anything is copied, where the model or its optimizer is another
     one than the checkpoint's: names that either lacks, other shapes.
     """
     table, what = checkpoint.manifest, f"Cannot go on from {checkpoint.path}: "
+    fragments = [fragment for fragment in fragments if fragment.numel]
     claimed = {f"{kind}|{fragment.name}" for fragment in fragments for kind in (*fragment.tensors, *fragment.extra)}
     claimed = set().union(*gather_objects(claimed))
-    together(lambda: _check(table, fragments, claimed), lambda fault: what + fault)
+    stored = {**table.tensors, **table.extra}
+    together(lambda: _check(stored, fragments, claimed), lambda fault: what + fault)
 
     def copy() -> dict[str, Any] | None:
         reader = Reader(checkpoint)
         for fragment in fragments:
-            for kind, view in fragment.tensors.items() if fragment.numel else ():
-                reader.copy(table.tensors[f"{kind}|{fragment.name}"], fragment.start, view)
+            for kind, view in fragment.tensors.items():
+                reader.copy(stored[f"{kind}|{fragment.name}"], fragment.start, view)
             for kind, live in fragment.extra.items():
-                stored = table.extra[f"{kind}|{fragment.name}"]
-                value = reader.whole(stored) if isinstance(stored, Entry) else stored
-                if isinstance(live, Tensor):
-                    live.copy_(value.reshape(live.shape)) if isinstance(value, Tensor) else live.fill_(value)
+                value = stored[f"{kind}|{fragment.name}"]
+                if isinstance(live, Tensor):  # mostly a scalar; what has one element may have any number of dimensions
+                    reader.copy(value, 0, flat := torch.empty(live.numel(), dtype=live.dtype))
+                    live.copy_(flat.reshape(live.shape))
                 else:
-                    fragment.extra[kind] = value.item() if isinstance(value, Tensor) else value
+                    fragment.extra[kind] = reader.whole(value).item() if isinstance(value, Entry) else value
         return reader.rng(ranks.rank) if ranks.world_size == table.world_size else None
 
     rng = together(copy, lambda fault: what + fault)
@@ -70,21 +78,18 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {name: reader.whole(checkpoint.manifest.tensors[f"weight|{name}"]) for _, _, name in weights}
 
 
-def _check(table: Manifest, fragments: Sequence[Fragment], claimed: set[str]) -> None:
+def _check(stored: dict[str, Stored], fragments: Sequence[Fragment], claimed: set[str]) -> None:
     """UserError unless the checkpoint has what this rank's fragments want, and `claimed` by all ranks is all it has."""
-    stored = {*table.tensors, *table.extra}
     lacking, reshaped = [], []
     for fragment in fragments:
         for kind in (*fragment.tensors, *fragment.extra):
-            key = f"{kind}|{fragment.name}"
-            if key not in (table.tensors if kind in fragment.tensors else table.extra):
+            if (key := f"{kind}|{fragment.name}") not in stored:
                 lacking.append(key)
-            elif kind in fragment.tensors:
-                if (there := table.tensors[key].shape) != (here := tuple(fragment.shape)):
-                    reshaped.append(f"{fragment.name} is {list(there)} in it, here {list(here)}")
-            elif (there := _shape(table.extra[key])) != (here := _shape(fragment.extra[kind])):
-                reshaped.append(f"{key} is {list(there)} in it, here {list(here)}")
-    surplus = sorted(stored - claimed)
+                continue
+            here = tuple(fragment.shape) if kind in fragment.tensors else _shape(fragment.extra[kind])
+            if (there := _shape(stored[key])) != here and (math.prod(there), math.prod(here)) != (1, 1):
+                reshaped.append(f"{key.removeprefix('weight|')} is {list(there)} in it, here {list(here)}")
+    surplus = sorted(stored.keys() - claimed)
     another_model = "it is a checkpoint of another model"
     if names := _few(key for key in lacking if key.startswith("weight|")):
         raise UserError(f"{another_model}: {names} are not in it")
@@ -103,10 +108,8 @@ def _check(table: Manifest, fragments: Sequence[Fragment], claimed: set[str]) ->
         )
 
 
-def _shape(value: Entry | Tensor | float | int) -> tuple[int, ...]:
-    """That of a number, and of a tensor that holds one, is ()."""
-    shape = () if isinstance(value, float | int) else tuple(value.shape)
-    return () if shape == (1,) else shape
+def _shape(value: Stored | Tensor) -> tuple[int, ...]:
+    return () if isinstance(value, float | int) else tuple(value.shape)
 
 
 def _few(keys: Iterable[str]) -> str:
@@ -121,11 +124,14 @@ class Reader:
         self._folder = checkpoint.path
         self._files: dict[str, Any] = {}
 
-    def copy(self, entry: Entry, start: int, view: Tensor) -> None:
+    def copy(self, stored: Stored, start: int, view: Tensor) -> None:
         """Fill the flat `view` with the elements `[start, start + view.numel())` of the flattened tensor."""
+        if not isinstance(stored, Entry):
+            view.fill_(stored)
+            return
         end = start + view.numel()
-        first = bisect_right(entry.slices, start, key=lambda part: part.end)
-        for part in entry.slices[first:]:
+        first = bisect_right(stored.slices, start, key=lambda part: part.end)
+        for part in stored.slices[first:]:
             if part.start >= end:
                 break
             low, high = max(start, part.start), min(end, part.end)

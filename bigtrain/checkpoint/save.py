@@ -75,7 +75,7 @@ def save(
     """
     root = Path(run_dir) / find.FOLDER
     final, temporary = root / find.name(step), root / f".{find.name(step)}.tmp"
-    owned = [fragment for fragment in fragments if fragment.owner]
+    owned = [fragment for fragment in fragments if fragment.owner and fragment.numel]
     needed = sum(gather_objects(sum(tensorfile.size(fragment.tensors) for fragment in owned)))
     available = free(root)
 
@@ -127,11 +127,11 @@ def _write_rank(folder: Path, owned: list[Fragment], rng: dict[str, Any], rank: 
     for fragment in owned:
         if any(tensor.numel() != fragment.numel for tensor in fragment.tensors.values()):
             raise RuntimeError(f"the engine offers {fragment.name} with tensors of other sizes than {fragment.numel}")
-        for kind, tensor in fragment.tensors.items() if fragment.numel else ():
+        for kind, tensor in fragment.tensors.items():
             key = f"{kind}|{fragment.name}"
             add(table.parts, key, f"{key}|{fragment.start}", fragment.shape, fragment.start, tensor)
         # Every holder has the whole of it; the owner of the first element writes it.
-        for kind, value in fragment.extra.items() if fragment.numel and fragment.start == 0 else ():
+        for kind, value in fragment.extra.items() if fragment.start == 0 else ():
             key = f"{kind}|{fragment.name}"
             if isinstance(value, Tensor):
                 add(table.extra_parts, key, f"extra|{key}", tuple(value.shape), 0, value)
