@@ -157,24 +157,6 @@ def broadcast_object(value: T | None = None) -> T:
     return result
 
 
-def gather_objects(value: T) -> list[T]:
-    """Every rank's `value`, in the order of the ranks, on every rank."""
-    if _alone():
-        return [value]
-    box: list[Any] = [None] * dist.get_world_size(_control)
-    dist.all_gather_object(box, value, group=_control)
-    return box
-
-
-def agree(flag: bool) -> bool:
-    """Is the flag set on any rank? A host collective: every rank must call it."""
-    if _alone():
-        return flag
-    box = torch.tensor([int(flag)])
-    dist.all_reduce(box, op=dist.ReduceOp.MAX, group=_control)
-    return bool(box.item())
-
-
 def sum_on_hosts(ranks: Ranks, *values: int) -> tuple[int, ...]:
     """Sums of plain integers over the ranks, with no device synchronised; gives up after `timeout_s` like any step."""
     if ranks.world_size == 1:
@@ -211,43 +193,6 @@ def run_on_first(work: Callable[[], T]) -> T:
         raise RuntimeError(f"rank 0 failed: {value}")
     answer: T = value
     return answer
-
-
-class StopFlag:
-    """A signal may reach one rank only, yet all must stop after the same step.
-
-    Each step sends the flag of now without waiting and reads the answer of the step before: by then it is there, so
-    nothing waits and no device is synchronised. All ranks see the flag one step after the first of them.
-    """
-
-    def __init__(self) -> None:
-        self.raised = False
-        self._pending: tuple[dist.Work, Tensor] | None = None
-
-    def set(self) -> None:
-        """Ask for a stop; safe in a signal handler."""
-        self.raised = True
-
-    def check(self) -> bool:
-        """Call once a step on every rank; True on all of them at the same step."""
-        if _alone():
-            return self.raised
-        answer = self.drain()
-        if not answer:
-            flag = torch.tensor([int(self.raised)])
-            work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=_control, async_op=True)
-            assert work is not None
-            self._pending = (work, flag)
-        return answer
-
-    def drain(self) -> bool:
-        """Wait for the flag in flight, if any: at the end of the loop, before another use of the control group."""
-        if self._pending is None:
-            return False
-        work, flag = self._pending
-        self._pending = None
-        work.wait()
-        return bool(flag.item())
 
 
 # ------------------------------------------------------------------------------------------------- random numbers

@@ -124,10 +124,11 @@ def enable_activation_checkpointing(model: nn.Module) -> None:
     Raises:
         UserError: the model offers no way to do it.
     """
+    offered: Any = model
     if hasattr(model, "enable_activation_checkpointing"):
-        model.enable_activation_checkpointing()
+        offered.enable_activation_checkpointing()
     elif hasattr(model, "gradient_checkpointing_enable"):  # Hugging Face
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        offered.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     else:
         raise UserError(
             f"trainer.activation_checkpointing=full, but {type(model).__name__} has no method "

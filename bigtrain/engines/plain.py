@@ -43,7 +43,8 @@ class PlainEngine:
         build_optimizer: Callable[[nn.Module], Optimizer],
         ranks: Ranks,
     ) -> None:
-        self.name, self.device, self.ranks = config.engine.name, ranks.device, ranks
+        self.name: str = config.engine.name
+        self.device, self.ranks = ranks.device, ranks
         if self.name == "local" and ranks.world_size > 1:
             raise UserError(
                 f"engine=local trains in one process, and there are {ranks.world_size}. "

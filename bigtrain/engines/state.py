@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,9 +35,12 @@ def whole_parameters(
     world_size: int,
     master: Callable[[nn.Parameter], Tensor],
     state: Callable[[nn.Parameter], dict[str, Any]],
+    cut: Collection[nn.Parameter] = (),
 ) -> Iterator[Fragment]:
-    """Parameters that every rank holds whole; who writes them goes round, so that all ranks write as much."""
+    """Parameters that every rank holds whole, all but those `cut`; who writes goes round, so that all write as much."""
     for index, (name, parameter) in enumerate(model.named_parameters()):
+        if parameter in cut:
+            continue
         weight = master(parameter)
         whole = fragment(name, parameter.shape, 0, weight, 0, weight.numel(), state(parameter))
         whole.owner = index % world_size == rank

@@ -1,0 +1,158 @@
+"""`zero0` … `zero3`: DeepSpeed's engine behind ours. Only what differs from torch alone is here.
+
+ZeRO: https://arxiv.org/abs/1910.02054. DeepSpeed averages over ranks, so the loss is multiplied by their number; its
+division by accumulation steps is off (`scale_wrt_gas=False`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from bigtrain.checkpoint.fragments import Fragment
+from bigtrain.config.schema import RunConfig
+from bigtrain.distributed import Ranks
+from bigtrain.engines.base import (
+    DTYPES,
+    Batch,
+    Objective,
+    Scalar,
+    Step,
+    StepResult,
+    enable_activation_checkpointing,
+    make_contiguous,
+    remember_base_lr,
+    set_lr,
+    to_device,
+)
+from bigtrain.engines.deepspeed_config import check_extra, deepspeed_config
+from bigtrain.engines.deepspeed_start import build_once, import_deepspeed, refuse_unsupported, shard, silent
+from bigtrain.engines.deepspeed_state import Layout, layout_of
+from bigtrain.errors import UserError
+
+
+class DeepSpeedEngine:
+    """DeepSpeed with ZeRO stage 0, 1, 2 or 3."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        build_model: Callable[[], nn.Module],
+        objective: Objective,
+        build_optimizer: Callable[[nn.Module], Optimizer],
+        ranks: Ranks,
+    ) -> None:
+        self.name: str = config.engine.name
+        self.device, self.ranks = ranks.device, ranks
+        self._dtype = DTYPES[config.precision.name]
+        deepspeed = import_deepspeed(ranks.device)
+        check_extra(config.engine.extra)
+        refuse_unsupported(deepspeed, self._dtype)
+        settings = deepspeed_config(config, ranks.world_size, ranks.device.type)
+        stage = settings["zero_optimization"]["stage"]
+        sharded = stage == 3 and config.engine.sharded_init
+        self._linear = torch.nn.functional.linear  # ZeRO-3 puts its own in the place of this one, for the whole process
+
+        self.model = build_once(build_model, ranks) if sharded else build_model()
+        if not sharded:
+            self.model.to(ranks.device)
+            make_contiguous(self.model)
+        if config.trainer.activation_checkpointing == "full":
+            enable_activation_checkpointing(self.model)
+        # Before the weights are cut: the groups of weight decay need to see the shapes.
+        self.optimizer = build_optimizer(self.model)
+        if stage > 0 and isinstance(self.optimizer, torch.optim.Adagrad):
+            raise UserError("DeepSpeed drops the parameter groups of torch.optim.Adagrad: use engine=ddp or zero0.")
+        self.base_lr = remember_base_lr(self.optimizer)
+        if sharded:
+            shard(deepspeed, settings, self.model, self._dtype, ranks)
+        step = Step(self.model, objective, ranks.device, autocast=None)
+        if config.trainer.compile:
+            step.compile()
+
+        set_lr(self.optimizer, 0.0)  # stage 0 in low precision takes a step to make the optimizer's state
+        with silent():
+            self._engine, *_ = deepspeed.initialize(model=step, optimizer=self.optimizer, config=settings)
+        self._layout: Layout = layout_of(self._engine, self.optimizer, self.model, ranks)
+
+    def train_step(self, micro_batches: Sequence[Batch], targets: int, lr_factor: float) -> StepResult:
+        """See `Engine.train_step`."""
+        engine = self._engine
+        self.model.train()
+        set_lr(self.optimizer, lr_factor)
+        loss = torch.zeros((), device=self.device)
+        norm: Tensor | float | None = None
+        for index, batch in enumerate(micro_batches):
+            part = engine(to_device(batch, self.device)) / max(targets, 1)
+            engine.backward(part * self.ranks.world_size, scale_wrt_gas=False)
+            loss += part.detach()
+            if index == len(micro_batches) - 1:
+                norm = self._norm_of_stage_0()
+            engine.step()
+        if norm is None:
+            norm = engine.get_global_grad_norm() / self._scale_in_norm
+        return StepResult(loss, norm, may_overflow=self._dtype is torch.float16)
+
+    def _norm_of_stage_0(self) -> Tensor | None:
+        """Stage 0 keeps no norm in fp32, and the scaled one in fp16."""
+        engine = self._engine
+        self._scale_in_norm = 1.0
+        if engine.zero_optimization_stage() > 0:
+            return None
+        if self._dtype is torch.float32:
+            return get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        self._scale_in_norm = float(engine.optimizer.loss_scale)
+        return None
+
+    @torch.no_grad()
+    def eval_loss(self, batch: Batch) -> Tensor:
+        """See `Engine.eval_loss`."""
+        self.model.eval()
+        loss: Tensor = self._engine(to_device(batch, self.device))
+        return loss
+
+    def fragments(self, stateful: Collection[str] = ()) -> list[Fragment]:
+        """zero0: whole parameters, written in turns; from zero1 on: this rank's part of the fp32 masters."""
+        return self._layout.fragments(make_state=bool(stateful))
+
+    def loaded(self) -> None:
+        """See `Engine.loaded`."""
+        self._layout.loaded()
+
+    def scalars(self) -> dict[str, Scalar]:
+        """The loss scale and its counters (fp16)."""
+        return self._layout.scalars() if self._dtype is torch.float16 else {}
+
+    def load_scalars(self, values: dict[str, Scalar]) -> None:
+        """See `Engine.load_scalars`."""
+        if self._dtype is torch.float16 and "loss_scale" in values:
+            self._layout.load_scalars(values)
+
+    def settings(self) -> dict[str, Any]:
+        """See `Engine.settings`."""
+        engine = self._engine
+        return {
+            "engine": f"zero{int(engine.zero_optimization_stage())}",
+            "world_size": engine.dp_world_size,
+            "device": str(engine.device),
+            "precision": str(engine.get_data_types()[0]).removeprefix("torch."),
+            "gradient_precision": str(engine.get_data_types()[1]).removeprefix("torch."),
+            "micro_batch_size": engine.train_micro_batch_size_per_gpu(),
+            "global_batch_size": engine.train_batch_size(),
+            "accumulation": engine.gradient_accumulation_steps(),
+            "grad_clip": engine.gradient_clipping() or None,
+            "loss_scale": self.scalars().get("loss_scale"),
+            "optimizer": type(self.optimizer).__name__,
+            "deepspeed_optimizer": type(engine.optimizer).__name__,
+            "lr": [group["initial_lr"] for group in self.optimizer.param_groups],
+        }
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._engine.destroy()
+        torch.nn.functional.linear = self._linear

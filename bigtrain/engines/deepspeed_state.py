@@ -1,0 +1,199 @@
+"""Where DeepSpeed keeps the fp32 masters and the optimizer's state, for each of its optimizers, as fragments.
+
+DeepSpeed's own attributes are used (0.19): `bit16_groups`, `_hp_mapping` and `single_partition_of_fp32_groups` of
+ZeRO 1 and 2, the same by other names in `BF16_Optimizer`, `grad_position` and `fp32_partitioned_groups_flat` of ZeRO 3.
+The bit-exact resume test goes through each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bigtrain.checkpoint.fragments import Fragment
+from bigtrain.distributed import Ranks
+from bigtrain.engines import state
+from bigtrain.engines.base import Scalar
+
+
+class Layout:
+    """Stage 0: the whole of everything on every rank; in low precision DeepSpeed holds fp32 copies."""
+
+    def __init__(self, engine: Any, optimizer: Optimizer, model: nn.Module, ranks: Ranks) -> None:
+        self.engine, self.optimizer, self.model, self.ranks = engine, optimizer, model, ranks
+        self.wrapped = engine.optimizer
+        self._handed: list[Fragment] = []
+        self._states: dict[str, dict[str, Any]] = {}
+        self.names = {parameter: name for name, parameter in model.named_parameters()}
+
+    def fragments(self, make_state: bool) -> list[Fragment]:
+        """Live views; with `make_state` the optimizer's state is made where there is none yet."""
+        if make_state:
+            self.make_state()
+        self._states = {}
+        self._handed = [*self.parameters(), *state.persistent_buffers(self.model, self.ranks.rank)]
+        return self._handed
+
+    def loaded(self) -> None:
+        """After the fragments were overwritten."""
+        state.write_back(self._handed, self._states)
+        self.refresh()
+
+    def make_state(self) -> None:
+        """The optimizer's state, to be overwritten."""
+        state.make_state(self.optimizer, [p for group in self.optimizer.param_groups for p in group["params"]])
+
+    def refresh(self) -> None:
+        """The weights that the forward pass uses, from the masters."""
+
+    def masters(self) -> dict[nn.Parameter, Tensor]:
+        """The fp32 copy of each parameter that has one."""
+        return {}
+
+    def parameters(self) -> Iterator[Fragment]:
+        """The fragments of all parameters."""
+        return self.whole(cut=())
+
+    def whole(self, cut: Collection[nn.Parameter]) -> Iterator[Fragment]:
+        """Whole parameters, without those that are cut."""
+        masters = self.masters()
+        return state.whole_parameters(
+            self.model,
+            self.ranks.rank,
+            self.ranks.world_size,
+            master=lambda parameter: masters.get(parameter, parameter),
+            state=lambda parameter: self.state_of(self.names[parameter], masters.get(parameter, parameter)),
+            cut=cut,
+        )
+
+    def state_of(self, name: str, master: Tensor) -> dict[str, Any]:
+        """The optimizer's state of a master, noted under the name of the parameter."""
+        found: dict[str, Any] = self.optimizer.state.get(master, {})
+        self._states[name] = found
+        return found
+
+    def scalars(self) -> dict[str, Scalar]:
+        """The loss scale, this iteration's number and that of the last overflow."""
+        scale = self.scale_holder()
+        values: dict[str, Scalar] = {"loss_scale": float(scale.cur_scale)}
+        return values | {key: getattr(scale, key) for key in ("cur_iter", "last_overflow_iter", "cur_hysteresis")
+                         if hasattr(scale, key)}  # fmt: skip
+
+    def load_scalars(self, values: dict[str, Scalar]) -> None:
+        """Put back what `scalars` returned."""
+        scale = self.scale_holder()
+        scale.cur_scale = values["loss_scale"]
+        for key in ("cur_iter", "last_overflow_iter", "cur_hysteresis"):
+            if key in values and hasattr(scale, key):
+                setattr(scale, key, values[key])
+
+    def scale_holder(self) -> Any:
+        """The object with DeepSpeed's loss scale."""
+        return self.wrapped.loss_scale_config
+
+
+class LowPrecisionStage0(Layout):
+    """`FP16_UnfusedOptimizer`, which is the one for bf16 too."""
+
+    def __init__(self, engine: Any, optimizer: Optimizer, model: nn.Module, ranks: Ranks) -> None:
+        super().__init__(engine, optimizer, model, ranks)
+        optimizer.state.clear()  # it made the state with a step (of lr 0) that must not be counted
+
+    def _pairs(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        for low, high in zip(self.wrapped.fp16_groups, self.wrapped.fp32_groups, strict=True):
+            yield from zip(low, high, strict=True)
+
+    def masters(self) -> dict[nn.Parameter, Tensor]:
+        """One whole fp32 tensor a parameter."""
+        return dict(self._pairs())
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round the masters to the weights."""
+        for low, high in self._pairs():
+            low.copy_(high)
+
+
+class Partitioned(Layout):
+    """ZeRO 1 and 2: each group of parameters is one flat tensor, and each rank holds one slice of its fp32 master."""
+
+    def _groups(self) -> list[tuple[list[nn.Parameter], Tensor]]:
+        wrapped = self.wrapped
+        if hasattr(wrapped, "bf16_groups"):  # BF16_Optimizer: zero1 with bf16 and gradients in fp32
+            return list(zip(wrapped.bf16_groups, wrapped.fp32_groups_flat_partition, strict=True))
+        return list(zip(wrapped.bit16_groups, wrapped.single_partition_of_fp32_groups, strict=True))
+
+    def parameters(self) -> Iterator[Fragment]:
+        """This rank's slices; frozen parameters whole."""
+        cut: set[nn.Parameter] = set()
+        for parameters, flat in self._groups():
+            for parameter in parameters:
+                cut.add(parameter)
+                mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+                if mapping is None:  # nothing of it on this rank
+                    continue
+                name, there, here = self.names[parameter], mapping.lp_fragment_address, mapping.hp_fragment_address
+                optimizer_state = self.state_of(name, flat)
+                yield state.fragment(name, parameter.shape, there.start, flat, here.start, here.numel, optimizer_state)
+        yield from self.whole(cut)
+
+    def refresh(self) -> None:
+        """Round the masters to this rank's slice of the weights, and gather the others'."""
+        self.wrapped.update_lp_params()
+
+    def scale_holder(self) -> Any:
+        """The object with DeepSpeed's loss scale."""
+        return self.wrapped.loss_scaler
+
+
+class Sharded(Layout):
+    """ZeRO 3: each parameter is cut into equal parts, padded, one a rank; sub-groups of parts lie in flat tensors."""
+
+    def make_state(self) -> None:
+        """DeepSpeed shows the optimizer one flat tensor at a time; show it all of them."""
+        self.wrapped._set_fp32_optimizer_param_groups()
+        super().make_state()
+        self.wrapped._clear_fp32_optimizer_param_groups()
+
+    def parameters(self) -> Iterator[Fragment]:
+        """This rank's part of every parameter, without the padding."""
+        for parameter, name in self.names.items():
+            cut: Any = parameter
+            length = cut.partition_numel()
+            start = length * self.ranks.rank
+            numel = max(0, min(length, cut.ds_numel - start))
+            flat, offset, optimizer_state = cut.ds_tensor, 0, {}
+            if parameter.requires_grad:
+                group, offset, _ = self.wrapped.grad_position[self.wrapped.get_param_id(parameter)]
+                flat = self.wrapped.fp32_partitioned_groups_flat[group]
+                optimizer_state = self.state_of(name, flat)
+            if numel:
+                yield state.fragment(name, cut.ds_shape, start, flat, offset, numel, optimizer_state)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round the masters to the parts, and gather the small parameters that every rank keeps whole."""
+        self.wrapped._partition_all_parameters()
+        for group in range(len(self.wrapped.fp16_groups)):
+            self.wrapped._reassign_or_swap_out_partitioned_parameters(group)
+        if kept := self.wrapped.persistent_parameters:
+            kept[0].all_gather(kept)
+
+    def scale_holder(self) -> Any:
+        """The object with DeepSpeed's loss scale."""
+        return self.wrapped.loss_scaler
+
+
+def layout_of(engine: Any, optimizer: Optimizer, model: nn.Module, ranks: Ranks) -> Layout:
+    """The layout of the optimizer that DeepSpeed chose."""
+    kinds: dict[str, type[Layout]] = {
+        "FP16_UnfusedOptimizer": LowPrecisionStage0,
+        "BF16_Optimizer": Partitioned,
+        "DeepSpeedZeroOptimizer": Partitioned,
+        "DeepSpeedZeroOptimizer_Stage3": Sharded,
+    }
+    return kinds.get(type(engine.optimizer).__name__, Layout)(engine, optimizer, model, ranks)
