@@ -68,11 +68,12 @@ class DataBatches:
         return batches(
             self.data.train,
             seed=self.config.seed,
-            start_position=position,
+            position=position,
             global_batch_size=trainer.global_batch_size,
             micro_batch_size=trainer.micro_batch_size,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
+            pin_memory=self.ranks.device.type == "cuda",
         )
 
     def held_out(self) -> Iterable[Batch] | None:

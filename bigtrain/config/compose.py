@@ -248,10 +248,9 @@ def load_frozen(file: Path) -> dict[str, Any]:
     return raw
 
 
-def load_run(run_dir: Path, trusted: Sequence[str] = ()) -> RunConfig:
-    """The frozen configuration of a run folder; its targets must be bigtrain's or among `trusted`."""
+def load_run(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
+    """A run's frozen configuration, from its file; its targets must be bigtrain's or among `trusted`."""
     _import_from_here()
-    file = run_dir / "config.yaml"
     config: RunConfig = check_fields(load_frozen(file), RunConfig, "")
     refuse_untrusted(config, str(file), trusted)
     check_rules(config)
