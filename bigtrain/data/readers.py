@@ -8,8 +8,9 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +19,7 @@ from bigtrain.errors import UserError, nearest
 
 CHUNK = 1 << 20
 LOOKAHEAD = 1024
-"""Characters that a document separator may match or look at; what it needs beyond them it may miss."""
+"""Characters that a document separator may match, or look at on either side; what needs more may be missed."""
 
 
 class Reader:
@@ -157,25 +158,20 @@ class Reader:
         self.first_broken = self.first_broken or fault
 
 
-def cut(chunks: Iterator[str], separator: re.Pattern[str]) -> Iterator[str]:
+def cut(chunks: Iterable[str], separator: re.Pattern[str]) -> Iterator[str]:
     """Cuts a stream of text where `separator` matches, dropping what it matches; pieces of no length are left out."""
-    buffer, scanned = "", 0  # no match ends before `scanned`
-    for chunk in chunks:
+    buffer, start, scanned = "", 0, 0  # the document begins at `start`; no match is left before `scanned`
+    for chunk, margin in chain(((chunk, LOOKAHEAD) for chunk in chunks), [("", 0)]):
         buffer += chunk
-        start = 0
         for match in separator.finditer(buffer, scanned):
-            if match.end() > len(buffer) - LOOKAHEAD:  # more text may change this match
+            if match.end() > len(buffer) - margin:  # more text may change this match
                 break
             if match.start() > start:
                 yield buffer[start : match.start()]
-            start = match.end()
-        buffer = buffer[start:]
-        scanned = max(0, len(buffer) - 2 * LOOKAHEAD)
-    start = 0
-    for match in separator.finditer(buffer, scanned):
-        if match.start() > start:
-            yield buffer[start : match.start()]
-        start = match.end()
+            start = scanned = match.end()
+        scanned = max(scanned, len(buffer) - 2 * LOOKAHEAD)
+        drop = max(0, start - LOOKAHEAD)  # a separator may look behind
+        buffer, start, scanned = buffer[drop:], start - drop, scanned - drop
     if start < len(buffer):
         yield buffer[start:]
 

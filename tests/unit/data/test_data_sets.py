@@ -1,0 +1,93 @@
+"""Packing, over real shards."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigtrain.data.sets import ConcatSet, DocumentSet
+from bigtrain.data.shards import Shards, ShardWriter
+
+LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=30)
+
+
+def shards(folder: Path, lengths: list[int], shard_tokens: int, token_type: str = "uint16") -> Shards:
+    """Documents of these lengths; the tokens are 1, 2, 3, …"""
+    writer = ShardWriter(folder, "train", token_type, shard_tokens)
+    ids = np.arange(1, sum(lengths) + 1, dtype=np.uint32)
+    half = len(lengths) // 2  # in two calls, as batches come
+    cut = sum(lengths[:half])
+    writer.write(ids[:cut], np.array(lengths[:half], dtype=np.int64))
+    writer.write(ids[cut:], np.array(lengths[half:], dtype=np.int64))
+    return Shards(folder, token_type, writer.close())
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=LENGTHS, shard_tokens=st.integers(1, 50), length=st.integers(1, 15), wide=st.booleans())
+def test_concat_reads_the_stream_wherever_shards_end(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], shard_tokens: int, length: int, wide: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    t = shards(folder, lengths, shard_tokens, "uint32" if wide else "uint16")
+    stream = np.arange(1, sum(lengths) + 1)
+    assert len(list(folder.glob("train-0*.bin"))) == -(-len(stream) // shard_tokens)
+    train = ConcatSet(t, length, pad_id=0, remainder=False)
+    assert len(train) == (len(stream) - 1) // length
+    for k, sample in enumerate(train):  # ends by IndexError, as a sequence does
+        assert sample["input_ids"].tolist() == stream[k * length : (k + 1) * length].tolist()
+        assert sample["labels"].tolist() == stream[k * length + 1 : (k + 1) * length + 1].tolist()
+    held = ConcatSet(t, length, pad_id=0, remainder=True)
+    targets = np.concatenate([[0], *[sample["labels"] for sample in held]])
+    assert targets[targets > 0].tolist() == stream[1:].tolist()  # every token but the first is a target once
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=LENGTHS, length=st.integers(1, 15))
+def test_without_packing_a_sample_is_a_document(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int
+) -> None:
+    documents = DocumentSet(shards(tmp_path_factory.mktemp("shards"), lengths, 7), length, pad_id=99)
+    assert len(documents) == len(lengths)
+    starts = np.cumsum([0, *lengths])
+    for (start, stop), sample in zip(pairwise(starts), documents, strict=True):
+        tokens = np.arange(start + 1, stop + 1)[: length + 1]
+        n = len(tokens) - 1
+        assert sample["input_ids"].tolist() == [*tokens[:-1].tolist(), *[99] * (length - n)]
+        assert sample["labels"].tolist() == [*tokens[1:].tolist(), *[-100] * (length - n)]
+        assert sample["input_ids"].dtype == sample["labels"].dtype == np.int64
+
+
+def test_reading_a_sample_takes_microseconds(tmp_path: Path) -> None:
+    train = ConcatSet(shards(tmp_path, [1000] * 60, 9_999), 512, pad_id=0, remainder=False)
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        for k in range(100):
+            train[k]
+        best = min(best, (time.perf_counter() - start) / 100)
+    assert best < 50e-6
+
+
+def test_more_shards_than_open_files(tmp_path: Path) -> None:
+    """Each mapped file holds a descriptor; only so many may be open."""
+    t = shards(tmp_path, [10] * 200, shard_tokens=2)  # 1,000 files
+    train = ConcatSet(t, 4, pad_id=0, remainder=False)
+    assert sum(int(sample["input_ids"].sum()) for sample in train) == sum(range(1, len(train) * 4 + 1))
+    mapped = sum("train-0" in line for line in Path("/proc/self/maps").read_text().splitlines())
+    assert 0 < mapped <= 256
+
+
+def test_no_sample_outside() -> None:
+    class Nothing:
+        tokens, documents = 9, 2
+
+    with pytest.raises(IndexError):
+        ConcatSet(Nothing(), 4, 0, remainder=False)[2]  # type: ignore[arg-type]
+    with pytest.raises(IndexError):
+        DocumentSet(Nothing(), 4, 0)[-1]  # type: ignore[arg-type]
