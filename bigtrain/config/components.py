@@ -50,12 +50,17 @@ def shipped(target: str) -> bool:
 def refuse_untrusted(config: RunConfig, source: str, trusted: Collection[str]) -> None:
     """A `UserError` for a target that a run folder names, that bigtrain does not ship and the user did not name."""
     for key, component in components(config).items():
-        target = target_of(component, key)
-        if target not in trusted and not shipped(target):
-            raise UserError(
-                f"{source} names {key}._target_={target}, which bigtrain does not ship, and a run folder's word is not "
-                f"enough to import it. If it is yours, say so: {key}._target_={target}"
-            )
+        refuse_untrusted_component(component, key, source, trusted)
+
+
+def refuse_untrusted_component(component: Component, key: str, source: str, trusted: Collection[str]) -> None:
+    """The same for one component, where a command needs no more of a run than that."""
+    target = target_of(component, key)
+    if target not in trusted and not shipped(target):
+        raise UserError(
+            f"{source} names {key}._target_={target}, which bigtrain does not ship, and a run folder's word is not "
+            f"enough to import it. If it is yours, say so: {key}._target_={target}"
+        )
 
 
 def resolve(target: str, key: str, origin: Origin = nowhere) -> Callable[..., Any]:

@@ -173,7 +173,7 @@ def _plain(tree: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _import_from_here() -> None:
+def import_from_here() -> None:
     """Components of the user's own lie where the command is typed: a console script does not look there by itself."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
@@ -189,7 +189,7 @@ def checked(raw: dict[str, Any], origin: Origin = nowhere, world_size: int | Non
 
 def compose_data(arguments: Sequence[str]) -> Component:
     """The checked data component of a recipe, or of `data=D` alone, for `bigtrain prepare`."""
-    _import_from_here()
+    import_from_here()
     overrides, folders = overrides_from(arguments)
     composer = Composer(folders)
     raw, origin = _plain(composer.compose(overrides)), composer.origin(overrides)
@@ -207,7 +207,7 @@ def compose(arguments: Sequence[str], world_size: int | None = None) -> Composed
     Raises:
         UserError: for everything that is wrong, before torch is imported.
     """
-    _import_from_here()
+    import_from_here()
     overrides, folders = overrides_from(arguments)
     composer = Composer(folders)
     is_file = [text for text in overrides if text.startswith("recipe=") and text.endswith(".yaml")]
@@ -250,7 +250,7 @@ def load_frozen(file: Path) -> dict[str, Any]:
 
 def load_run(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
     """A run's frozen configuration, from its file; its targets must be bigtrain's or among `trusted`."""
-    _import_from_here()
+    import_from_here()
     config: RunConfig = check_fields(load_frozen(file), RunConfig, "")
     refuse_untrusted(config, str(file), trusted)
     check_rules(config)
