@@ -48,17 +48,17 @@ def shipped(target: str) -> bool:
 
 
 def refuse_untrusted(config: RunConfig, source: str, trusted: Collection[str]) -> None:
-    """A `UserError` for a target that a run folder names, that bigtrain does not ship and the user did not name."""
+    """A `UserError` for a target that a run folder names, that its room does not ship and the user did not name."""
     for key, component in components(config).items():
         refuse_untrusted_component(component, key, source, trusted)
 
 
 def refuse_untrusted_component(component: Component, key: str, source: str, trusted: Collection[str]) -> None:
     """The same for one component, where a command needs no more of a run than that."""
-    target = target_of(component, key)
-    if target not in trusted and not shipped(target):
+    target, room = target_of(component, key), ROOMS[key.split(".")[0]]
+    if target not in trusted and not (shipped(target) and target.startswith(room + ".")):
         raise UserError(
-            f"{source} names {key}._target_={target}, which bigtrain does not ship, and a run folder's word is not "
+            f"{source} names {key}._target_={target}, which {room} does not ship, and a run folder's word is not "
             f"enough to import it. If it is yours, say so: {key}._target_={target}"
         )
 
