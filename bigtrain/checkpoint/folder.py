@@ -85,6 +85,8 @@ def lock(run_dir: str | Path) -> Iterator[None]:
     finally:
         if descriptor in _held:  # not so in a forked child, which has closed its copy
             _held.remove(descriptor)
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -143,8 +144,8 @@ def uncovered(numel: int, spans: Iterable[tuple[int, int]]) -> str | None:
     return None if at == numel else f"elements {at} to {numel} are missing"
 
 
-def write(folder: Path, manifest: Manifest) -> int:
-    """Write `manifest.json` into `folder` (not yet flushed to the disk); its size in bytes."""
+def write(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into `folder` and flush it to the disk."""
 
     def entry(value: Entry) -> dict[str, Any]:
         slices = [{"file": s.file, "key": s.key, "start": s.start, "end": s.end} for s in value.slices]
@@ -167,8 +168,10 @@ def write(folder: Path, manifest: Manifest) -> int:
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in table.items()]
     below = (",\n".join(lines) + "}\n").encode()
     guard = f'{{"sha256_of_the_lines_below": "{hashlib.sha256(below).hexdigest()}",\n'.encode()
-    (folder / NAME).write_bytes(guard + below)
-    return len(guard) + len(below)
+    with (folder / NAME).open("xb") as file:
+        file.write(guard + below)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(folder: Path) -> Manifest:

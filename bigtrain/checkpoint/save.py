@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def save(
     def explain(fault: str) -> str:
         return (
             f"The checkpoint of step {step} could not be written: {fault}. It needs {human(needed)}, "
-            f"{human(available)} were free. Nothing of it is left; earlier checkpoints are as they were."
+            f"{human(available)} were free. Earlier checkpoints are as they were."
         )
 
     def begin() -> None:
@@ -104,7 +105,10 @@ def save(
         together(finish, explain)
     except Exception:
         if ranks.first:  # the others have finished with it: `together` has heard from all
-            remove(temporary)
+            with suppress(
+                OSError
+            ):  # a disk that has just become read-only: it is hidden, and cleared when that is over
+                remove(temporary)
         raise
     together(
         lambda: rotate(root, final, keep_last, keep_best) if ranks.first else None,
@@ -184,9 +188,8 @@ def _entries(parts: list[tuple[str, tuple[int, ...], str, Slice]]) -> dict[str, 
 
 
 def _write_manifest(temporary: Path, table: Manifest) -> None:
-    manifest.write(temporary, table)
-    with (temporary / manifest.NAME).open("rb") as file:
-        os.fsync(file.fileno())
+    with tensorfile.named(temporary / manifest.NAME):
+        manifest.write(temporary, table)
     flush(temporary)
     # Read back as a reader will: sizes, slices and the manifest itself (each rank has read its own file's bytes back).
     written = manifest.read(temporary)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +59,7 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> t
     text += b" " * (-len(text) % 8)
 
     digest = hashlib.sha256()
-    with path.open("xb") as file:
+    with named(path), path.open("xb") as file:
         file.write(opening := len(text).to_bytes(8, "little") + text)
         digest.update(opening)
         for key in order:
@@ -71,6 +73,16 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> t
     if sha256(path) != digest.hexdigest():
         raise OSError(None, "the disk does not give back what was written", str(path))
     return length, digest.hexdigest()
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """A full disk speaks up in `write` and `fsync`, which know no names: put the file's into their OSError."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def sha256(path: Path) -> str:
