@@ -157,6 +157,15 @@ def broadcast_object(value: T | None = None) -> T:
     return result
 
 
+def gather_objects(value: T) -> list[T]:
+    """Every rank's `value`, in the order of the ranks, on every rank (checkpoints: tables of slices, faults)."""
+    if _alone():
+        return [value]
+    box: list[Any] = [None] * dist.get_world_size(_control)
+    dist.all_gather_object(box, value, group=_control)
+    return box
+
+
 def sum_on_hosts(ranks: Ranks, *values: int) -> tuple[int, ...]:
     """Sums of plain integers over the ranks, with no device synchronised; gives up after `timeout_s` like any step."""
     if ranks.world_size == 1:
