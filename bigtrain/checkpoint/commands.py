@@ -72,10 +72,9 @@ def _list(paths: Sequence[str], console: Console) -> int:
 
 
 def _cells(it: manifest.Manifest) -> list[str]:
-    tokens = it.state.get("tokens")
     return [
         f"{it.step:,}",
-        f"{tokens:,}" if isinstance(tokens, int) else "",
+        "" if it.tokens is None else f"{it.tokens:,}",
         human(it.bytes),
         _age(time.time() - it.written),
         "" if it.metric is None else f"{it.metric:.4f}",

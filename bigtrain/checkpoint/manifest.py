@@ -87,6 +87,13 @@ class Manifest:
     """Optimizer state of other shapes, by `kind|name`: "step|blocks.0.attn.q.weight"."""
 
     @property
+    def tokens(self) -> int | None:
+        """Targets seen so far, where the loop's state says so."""
+        loop = self.state.get("loop")
+        tokens = loop.get("tokens") if isinstance(loop, dict) else None
+        return tokens if isinstance(tokens, int) else None
+
+    @property
     def bytes(self) -> int:
         """Size of all files together."""
         return sum(file.bytes for file in self.files.values())

@@ -48,7 +48,7 @@ def model(seed: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> list[Fragme
 
 def put(run: Path, step: int, seed: int | None = None, **settings: Any) -> Path:
     settings = {"keep_last": None} | settings
-    return save(run, step, model(seed or step), {"tokens": step * 10}, {}, ONE, **settings)
+    return save(run, step, model(seed or step), {"loop": {"tokens": step * 10}}, {}, ONE, **settings)
 
 
 def same(a: list[Fragment], b: list[Fragment]) -> bool:
@@ -544,7 +544,9 @@ def test_commands(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints/step_00001000"):
         assert run("verify", str(path)).returncode == 0
     compared = run("diff", str(tmp_path / "checkpoints/step_00001000"), str(tmp_path))
-    assert compared.returncode == 0 and "16 of 16 tensors differ" in compared.stdout and "tokens" in compared.stdout
+    assert (
+        compared.returncode == 0 and "16 of 16 tensors differ" in compared.stdout and "loop.tokens" in compared.stdout
+    )
 
     damage(tmp_path / "checkpoints/step_00002000/rank_00000.safetensors")
     verified = run("verify", str(tmp_path))
@@ -578,7 +580,7 @@ def test_hostile_names_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.
     from bigtrain.checkpoint.commands import main
 
     path = put(tmp_path, 1)
-    forge(path, lambda t: t.update(parent="\x1b[31m[/red][bold]x", state={"tokens": 1, "[/x]\x1b": 1}))
+    forge(path, lambda t: t.update(parent="\x1b[31m[/red][bold]x", state={"loop": 1, "[/x]\x1b": 1}))
     put(tmp_path, 2)
     assert main(["list", str(tmp_path)]) == 0
     assert main(["diff", str(path), str(tmp_path)]) == 0
