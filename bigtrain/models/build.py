@@ -22,12 +22,20 @@ def build_decoder(preset: str | None, path: str | None, given: dict[str, Any], d
     if path is None:
         return Decoder(resolve(preset, given), dropout)
     from bigtrain.models.hf import shape_of, tensors_of
-    from bigtrain.models.source import open_source
+    from bigtrain.models.source import Source, locate, read_config
+    from bigtrain.models.wrapped import load_gguf
 
-    with open_source(path) as source:
+    place = locate(path)
+    if place.is_file():
+        whole = load_gguf(place, "eager")
+        source = Source(whole.config, loaded=dict(whole.state_dict()))
         shape = shape_of(source.config, path)
-        model = Decoder(laid_over(shape, given, path), dropout)
-        load_tensors(model, tensors_of(shape, source, path))
+    else:
+        source = Source(read_config(place, path))
+        shape = shape_of(source.config, path)  # refuses another architecture before its weights are looked for
+        source.open(place, path)
+    model = Decoder(laid_over(shape, given, path), dropout)
+    load_tensors(model, tensors_of(shape, source, path))
     return model
 
 

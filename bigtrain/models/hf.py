@@ -18,6 +18,8 @@ from bigtrain.models.shapes import Shape, checked
 from bigtrain.models.source import Source
 
 INSTEAD = "model=hugging_face trains it as it is"
+SHARD = "5GB"
+"""A model.safetensors that is larger becomes several, with an index, as everywhere on the hub."""
 
 
 @dataclass(slots=True)
@@ -207,6 +209,7 @@ def to_hugging_face(model: Decoder) -> tuple[Any, dict[str, Tensor]]:
     """
     shape = model.shape
     config = config_of(shape, model.dropout.p)
+    config.dtype = str(model.head.weight.dtype).removeprefix("torch.")
     state: dict[str, Tensor] = {}
     held = {name: p.detach().cpu() for name, p in model.named_parameters()}
     for name, entry in entries(shape).items():
@@ -225,12 +228,12 @@ def from_hugging_face(config: Any, state: dict[str, Tensor], dropout: float = 0.
 
     shape = shape_of(config, config.model_type)
     model = Decoder(shape, dropout)
-    load_tensors(model, tensors_of(shape, Source(config, {}, state), config.model_type))
+    load_tensors(model, tensors_of(shape, Source(config, loaded=state), config.model_type))
     return model
 
 
 def save_hugging_face(model: nn.Module, out: str | Path, tokenizer_path: str | Path | None = None) -> None:
-    """Write `out` as a Hugging Face folder: config, generation config, model.safetensors, the tokenizer's files.
+    """Write `out` as a Hugging Face folder: config, generation config, model.safetensors (sharded when large), tokenizer.
 
     The folder appears whole or not at all; an earlier export in the same place is replaced, anything else is left
     alone with a `UserError`.
@@ -247,9 +250,9 @@ def save_hugging_face(model: nn.Module, out: str | Path, tokenizer_path: str | P
         if isinstance(model, HuggingFace):
             config, generation = model.config, model.hf.generation_config
             _name_special_tokens(config, generation, fresh, tokenizer_path)
-            model.hf.save_pretrained(fresh, max_shard_size="1000TB")
+            model.hf.save_pretrained(fresh, max_shard_size=SHARD)
         elif isinstance(model, Decoder):
-            from safetensors.torch import save_file
+            from huggingface_hub import save_torch_state_dict
             from transformers import GenerationConfig
 
             config, state = to_hugging_face(model)
@@ -257,7 +260,7 @@ def save_hugging_face(model: nn.Module, out: str | Path, tokenizer_path: str | P
             _name_special_tokens(config, generation, fresh, tokenizer_path)
             config.save_pretrained(fresh)
             generation.save_pretrained(fresh)
-            save_file(state, fresh / "model.safetensors", metadata={"format": "pt"})
+            save_torch_state_dict(state, fresh, max_shard_size=SHARD, metadata={"format": "pt"})
         else:
             raise UserError(f"A {type(model).__name__} cannot be exported: only bigtrain's own models know how.")
         if out.exists():

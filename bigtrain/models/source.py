@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +42,27 @@ def locate(path: str) -> Path:
     try:
         return Path(snapshot_download(path, allow_patterns=_FILES))
     except Exception as error:  # a dozen kinds: no network, no such name, gated, no space
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"model.path={path}: there is no such folder here, and the Hugging Face hub did not give it: {reason}"
+            f"model.path={path}: there is no such folder here, and the hub did not give it: {reason(error)}"
         ) from error
+
+
+def reason(error: Exception) -> str:
+    """What a library says went wrong, in one line."""
+    cause = error.__cause__ or error
+    if isinstance(cause, pickle.UnpicklingError):  # torch's own text advises to load it unsafely
+        return "its .bin file is damaged, or more than weights"
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+
+
+def read_config(place: Path, path: str) -> Any:
+    """The transformers configuration of a folder."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # of any kind: it is the user's file
+        raise UserError(f"model.path={path}: transformers cannot read its config.json: {reason(error)}") from error
 
 
 @dataclass
@@ -54,9 +70,9 @@ class Source:
     """Pretrained weights: the model's configuration (of transformers) and its tensors, read on demand."""
 
     config: Any
-    files: dict[str, Path]
+    files: dict[str, Path] = field(default_factory=dict)
     """Which safetensors file holds a tensor."""
-    loaded: dict[str, Tensor]
+    loaded: dict[str, Tensor] = field(default_factory=dict)
     """Tensors of the formats that cannot be read one by one."""
 
     def __contains__(self, name: str) -> bool:
@@ -71,50 +87,30 @@ class Source:
         with safe_open(self.files[name], framework="pt") as file:
             return file.get_tensor(name)  # type: ignore[no-any-return]
 
-
-def read_config(place: Path, path: str) -> Any:
-    """The transformers configuration of a folder."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(place, trust_remote_code=False)
-    except Exception as error:  # of any kind: it is the user's file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model.path={path}: transformers cannot read its config.json: {reason}") from error
-
-
-@contextmanager
-def open_source(path: str) -> Iterator[Source]:
-    """The pretrained weights at `path`, open while the block runs."""
-    place = locate(path)
-    if place.is_file():
-        from bigtrain.models.wrapped import load_gguf
-
-        model = load_gguf(place, "eager")
-        yield Source(model.config, {}, dict(model.state_dict()))
-        return
-    config = read_config(place, path)
-    files: dict[str, Path] = {}
-    loaded: dict[str, Tensor] = {}
-    index = place / "model.safetensors.index.json"
-    if index.is_file():
-        files = {name: place / file for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
-        absent = sorted({file.name for file in files.values() if not file.is_file()})
-        if absent:
-            raise UserError(f"model.path={path}: {index.name} names {absent[0]}, which is not there.")
-    elif (place / "model.safetensors").is_file():
+    def open(self, place: Path, path: str) -> Source:
+        """Find the tensors of a Hugging Face folder; a `UserError` where they are not there or not whole."""
         from safetensors import SafetensorError, safe_open
 
+        index, single, pickled = (
+            place / name for name in ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
+        )
         try:
-            with safe_open(place / "model.safetensors", framework="pt") as file:
-                files = dict.fromkeys(file.keys(), place / "model.safetensors")
-        except SafetensorError as error:
-            raise UserError(f"model.path={path}: model.safetensors is damaged: {error}") from error
-    elif (place / "pytorch_model.bin").is_file():
-        loaded = torch.load(place / "pytorch_model.bin", map_location="cpu", weights_only=True, mmap=True)
-    else:
-        raise UserError(f"model.path={path} has a config.json but no model.safetensors.")
-    yield Source(config, files, loaded)
+            if index.is_file():
+                names = json.loads(index.read_text("utf-8"))["weight_map"]
+                self.files = {name: place / file for name, file in names.items()}
+            elif single.is_file():
+                with safe_open(single, framework="pt") as file:
+                    self.files = dict.fromkeys(file.keys(), single)
+            elif pickled.is_file():
+                self.loaded = torch.load(pickled, map_location="cpu", weights_only=True, mmap=True)
+            else:
+                raise UserError(f"model.path={path} has a config.json but no model.safetensors.")
+        except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"model.path={path}: the weights are damaged: {reason(error)}") from error
+        absent = sorted({file.name for file in self.files.values() if not file.is_file()})
+        if absent:
+            raise UserError(f"model.path={path}: {index.name} names {absent[0]}, which is not there.")
+        return self
 
 
 def need_gguf(place: Path) -> None:

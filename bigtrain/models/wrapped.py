@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bigtrain.errors import UserError, nearest
 from bigtrain.models.build import whole_modules
 from bigtrain.models.native import Head
-from bigtrain.models.source import locate, need_gguf, read_config
+from bigtrain.models.source import locate, need_gguf, read_config, reason
 
 
 class HuggingFace(nn.Module):
@@ -68,11 +68,20 @@ def _pretrained(path: str, attention: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            place, config=config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+        hf, found = AutoModelForCausalLM.from_pretrained(
+            place,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (ValueError, ImportError, OSError, RuntimeError) as error:
-        raise UserError(f"model.path={path}: transformers cannot load it: {_first_line(error)}") from error
+    except Exception as error:  # of any kind, from any of its loaders: it is the user's folder
+        raise UserError(f"model.path={path}: transformers cannot load it: {reason(error)}") from error
+    lost = sorted(found["missing_keys"]) + [key[0] for key in found["mismatched_keys"]]
+    if lost:  # transformers would make these up, and go on
+        raise UserError(f"model.path={path}: the weights lack {lost[0]}, or it has another shape than the config says.")
+    return hf
 
 
 def _fresh(config: dict[str, Any], vocab_size: int | None, attention: str) -> Any:
@@ -92,8 +101,8 @@ def _fresh(config: dict[str, Any], vocab_size: int | None, attention: str) -> An
         made = AutoConfig.for_model(kind, **settings)
         _check_causal(made, f"model.config.model_type={kind}")
         return AutoModelForCausalLM.from_config(made, attn_implementation=attention, dtype=torch.float32)
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise UserError(f"model.config: transformers cannot make this {kind}: {_first_line(error)}") from error
+    except Exception as error:  # of any kind, from any of its models: they are the user's numbers
+        raise UserError(f"model.config: transformers cannot make this {kind}: {reason(error)}") from error
 
 
 def load_gguf(place: Path, attention: str) -> Any:
@@ -106,8 +115,8 @@ def load_gguf(place: Path, attention: str) -> Any:
             read = AutoModelForCausalLM.from_pretrained(
                 place.parent, gguf_file=place.name, dtype=torch.float32, attn_implementation=attention
             )
-        except (ValueError, ImportError, OSError, RuntimeError, KeyError) as error:
-            raise UserError(f"model.path={place}: transformers cannot load it: {_first_line(error)}") from error
+        except Exception as error:  # of any kind: it is the user's file
+            raise UserError(f"model.path={place}: transformers cannot load it: {reason(error)}") from error
         settings = read.config.to_dict()
         settings.pop("quantization_config", None)  # with it, save_pretrained refuses the weights
         config = type(read.config)(**settings)
@@ -160,7 +169,3 @@ def _linear_head(hf: Any) -> bool:
         return False
     finally:
         hf.train(training)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
