@@ -7,7 +7,6 @@ micro-batches, divided by their number. Averages of averages are wrong as soon a
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,19 +89,19 @@ class Engine(Protocol):
 class Step(nn.Module):
     """Model and objective as one module, so that the loss is computed inside DDP's or DeepSpeed's forward."""
 
-    def __init__(self, model: nn.Module, objective: Objective, device: torch.device, autocast: torch.dtype | None):
+    def __init__(self, model: nn.Module, objective: Objective, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
         self._device = device.type
-        self._autocast = autocast
+        self._autocast = dtype is not torch.float32
+        self._dtype = dtype
 
     def forward(self, batch: Batch) -> Tensor:
         """Sum of losses over the targets of the batch."""
-        context: AbstractContextManager[Any] = nullcontext()
-        if self._autocast is not None:
-            context = torch.autocast(self._device, self._autocast)
-        with context:
+        # DeepSpeed's weights are in low precision already; with autocast as well, a model that works under one engine
+        # works under all (fp32 buffers meet bf16 activations), and norms and softmax are computed alike.
+        with torch.autocast(self._device, self._dtype if self._autocast else None, enabled=self._autocast):
             return self.objective.loss(self.model, batch)
 
 

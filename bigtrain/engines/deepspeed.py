@@ -71,7 +71,7 @@ class DeepSpeedEngine:
         self.base_lr = remember_base_lr(self.optimizer)
         if sharded:
             shard(deepspeed, settings, self.model, self._dtype, ranks)
-        step = Step(self.model, objective, ranks.device, autocast=None)
+        step = Step(self.model, objective, ranks.device, self._dtype)
         if config.trainer.compile:
             step.compile()
 

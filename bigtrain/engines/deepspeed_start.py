@@ -34,7 +34,7 @@ def import_deepspeed(device: torch.device) -> ModuleType:
     for renamed in ("reduce_scatter_tensor", "all_gather_into_tensor"):  # DeepSpeed's calls, nothing a user can mend
         warnings.filterwarnings("ignore", f".*{renamed}. is deprecated", FutureWarning)
     quiet = logging.getLogger("DeepSpeed")
-    quiet.handlers.clear()
+    quiet.handlers[:] = [logging.NullHandler()]  # else its warnings would go to stderr where no log is set up
     quiet.propagate = True
     if device.type == "cpu":
         # `deepspeed.comm.torch` the attribute is torch itself; the module is found by its name only. Its shared-memory

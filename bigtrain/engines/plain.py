@@ -54,10 +54,6 @@ class PlainEngine:
         self._micro_batch_size = config.trainer.micro_batch_size
         self._dtype = DTYPES[config.precision.name]
         fp16 = self._dtype is torch.float16
-        if fp16 and self.device.type == "cpu":
-            raise UserError(
-                "precision=fp16 needs a GPU: on a CPU it is slow and not exact. Use precision=bf16 or fp32."
-            )
         self._scaler = torch.amp.GradScaler(
             self.device.type,
             enabled=fp16,
@@ -69,16 +65,17 @@ class PlainEngine:
         make_contiguous(self.model)
         if config.trainer.activation_checkpointing == "full":
             enable_activation_checkpointing(self.model)
-        self._step = Step(self.model, objective, self.device, None if self._dtype is torch.float32 else self._dtype)
+        self._step = Step(self.model, objective, self.device, self._dtype)
         if config.trainer.compile:
             self._step.compile()
         self._forward: nn.Module = self._step
         if self.name == "ddp":
             gpus = [self.device] if self.device.type == "cuda" else None
-            # Buffers are alike from the start; broadcasting them before each forward pass would only cost time.
-            self._forward = DistributedDataParallel(
-                self._step, device_ids=gpus, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            forward = DistributedDataParallel(self._step, device_ids=gpus, gradient_as_bucket_view=True)
+            # Alike from the start: to send them before each forward pass would only cost time. (Not an argument, since
+            # torch 2.13 has another name for it.)
+            forward.broadcast_buffers = False
+            self._forward = forward
         self.optimizer = build_optimizer(self.model)
         self.base_lr = remember_base_lr(self.optimizer)
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]

@@ -40,7 +40,7 @@ class Tiny(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         x = self.embedding(input_ids)
-        x = x + x.cumsum(dim=1) / (self.positions[:, None] * 7) * self.scale[1]
+        x = x + (x.cumsum(dim=1) / (self.positions[:, None] * 7) * self.scale[1]).to(x.dtype)
         x = x + self.down(self.dropout(torch.relu(self.up(x))))
         return self.head(self.dropout(self.norm(x * self.frozen)))
 
@@ -50,7 +50,7 @@ def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=VOCAB, n_positions=LENGTH, n_embd=12, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+        vocab_size=VOCAB, n_positions=LENGTH, n_embd=12, n_layer=1, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
     )
     return GPT2LMHeadModel(config)
 
