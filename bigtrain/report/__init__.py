@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def _write(run_dirs: Sequence[Path], out: Path) -> Path:
         temporary.write_text(page, encoding="utf-8")
         temporary.replace(out)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     return out
 

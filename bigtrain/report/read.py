@@ -104,9 +104,12 @@ def _text(path: Path) -> str:
 def _yaml(text: str) -> dict[str, Any]:
     import yaml
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        value = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError):
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
+            return {}  # bigtrain writes none; in a hostile file they make lists without end
+        value = yaml.load(text, loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -114,7 +117,7 @@ def _yaml(text: str) -> dict[str, Any]:
 def _json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -42,11 +42,12 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
         return None
     try:
         line = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if isinstance(line, dict) and isinstance(line.get("step"), int) and line.get("split") in ("train", "eval"):
-        return line
-    return None
+    if not isinstance(line, dict) or line.get("split") not in ("train", "eval"):
+        return None
+    step = line.get("step")
+    return line if isinstance(step, int) and 0 <= step < 2**53 else None
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, Number]:
@@ -59,7 +60,7 @@ def numbers(line: Mapping[str, Any]) -> dict[str, Number]:
             continue
         if value is None and named.get(name) in ("nan", "inf", "-inf"):
             metrics[name] = float(named[name])
-        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        elif value is None or isinstance(value, float) or (type(value) is int and abs(value) < 2**63):
             metrics[name] = value
     return metrics
 
