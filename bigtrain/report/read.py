@@ -106,8 +106,11 @@ def _yaml(text: str) -> dict[str, Any]:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
-            return {}  # bigtrain writes none; in a hostile file they make lists without end
+        depth = 0  # bigtrain writes no alias and nothing deep; a hostile file makes lists without end of them
+        for event in yaml.parse(text, loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > 50 or isinstance(event, yaml.AliasEvent):
+                return {}
         value = yaml.load(text, loader)
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
