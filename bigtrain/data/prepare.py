@@ -82,7 +82,7 @@ def check_tokenizer(given: str, folder: Path) -> None:
     """Refuses prepared shards together with another tokenizer than theirs."""
     with tempfile.TemporaryDirectory() as temporary:
         tokenizers_.take(given, Path(temporary) / "tokenizer")
-        if tokenizers_.file_hash(Path(temporary) / "tokenizer") != tokenizers_.file_hash(folder / "tokenizer"):
+        if not tokenizers_.equal(Path(temporary) / "tokenizer", folder / "tokenizer"):
             raise UserError(
                 f"data.tokenizer={given} is not the tokenizer of the shards in {folder}: leave data.tokenizer out to "
                 f"use theirs, or give the raw text as data.path."

@@ -148,6 +148,16 @@ def file_hash(folder: Path) -> str:
     return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
 
 
+def equal(one: Path, other: Path) -> bool:
+    """Whether two saved tokenizers give a text the same ids. What only frames or cuts the ids is not compared."""
+
+    def core(folder: Path) -> dict[str, Any]:
+        whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        return {key: whole[key] for key in whole.keys() - {"post_processor", "truncation", "padding"}}
+
+    return core(one) == core(other)
+
+
 def _first(texts: Iterator[str], characters: int) -> Iterator[str]:
     for text in texts:
         yield text
