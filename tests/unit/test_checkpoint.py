@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from bigtrain.checkpoint import manifest
+from bigtrain.checkpoint import manifest, tensorfile
 from bigtrain.checkpoint import save as writing
 from bigtrain.checkpoint.diff import diff
 from bigtrain.checkpoint.find import Checkpoint, find, verify
@@ -132,6 +132,8 @@ def test_every_type_of_number(tmp_path: Path, dtype: torch.dtype) -> None:
         Fragment("x", tuple(values.shape), 0, values.numel(), {"weight": values}),
     ]
     save(tmp_path, 1, parts, {}, {}, ONE)
+    where = tensorfile.header(tmp_path / "checkpoints/step_00000001/rank_00000.safetensors")["weight|x|0"]
+    assert where["data_offsets"][0] % values.element_size() == 0
     back = load_weights(newest(tmp_path))["x"]
     assert back.dtype == dtype
     assert torch.equal(back.view(torch.uint8), values.view(torch.uint8))
