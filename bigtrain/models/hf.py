@@ -218,7 +218,8 @@ def to_hugging_face(model: Decoder) -> tuple[Any, dict[str, Tensor]]:
             tensor = torch.zeros(held[name.removesuffix("bias") + "weight"].shape[0])
         parts = torch.split(tensor, list(entry.sizes)) if entry.sizes else (tensor,)
         for theirs, part in zip(entry.names, parts, strict=True):
-            state[theirs] = (part.t() if entry.transposed else part).contiguous()
+            # A part is a view of the joined tensor, and what is saved must own its storage.
+            state[theirs] = (part.t() if entry.transposed else part).clone(memory_format=torch.contiguous_format)
     return config, state
 
 
@@ -233,7 +234,7 @@ def from_hugging_face(config: Any, state: dict[str, Tensor], dropout: float = 0.
 
 
 def save_hugging_face(model: nn.Module, out: str | Path, tokenizer_path: str | Path | None = None) -> None:
-    """Write `out` as a Hugging Face folder: config, generation config, model.safetensors (sharded when large), tokenizer.
+    """Write `out` as a Hugging Face folder: config, generation config, weights (in shards if large), tokenizer.
 
     The folder appears whole or not at all; an earlier export in the same place is replaced, anything else is left
     alone with a `UserError`.

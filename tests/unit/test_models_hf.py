@@ -135,6 +135,18 @@ def test_a_shape_that_neither_architecture_has_is_refused(settings, message, tmp
     assert not list(tmp_path.iterdir())
 
 
+def test_a_large_model_is_written_in_shards_in_its_own_dtype(tmp_path, monkeypatch):
+    import bigtrain.models.hf as hf
+
+    monkeypatch.setattr(hf, "SHARD", "20KB")
+    model = stirred(decoder(**TINY, **NATIVE["llama_tied_scaled"])).to(torch.bfloat16)
+    save_hugging_face(model, tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+    back = decoder(path=str(tmp_path / "out"))
+    assert all(torch.equal(a, b.float()) for a, b in zip(back.parameters(), model.parameters(), strict=True))
+
+
 def test_an_export_replaces_an_earlier_one_and_nothing_else(tmp_path):
     save_hugging_face(decoder(**TINY), tmp_path / "out")
     save_hugging_face(decoder(**(TINY | {"layers": 1})), tmp_path / "out")
@@ -228,15 +240,16 @@ def test_weights_that_do_not_fit_their_config_are_refused(folder, tmp_path):
 
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 CONFIGS = {
     "llama": SMALL | {"num_key_value_heads": 2},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, **NO_DROPOUT},
     "qwen3": SMALL | {"num_key_value_heads": 2, "head_dim": 8},
     "gpt_neox": SMALL,
     # logits that are not hidden states x weight: soft-capped, scaled, biased
     "gemma2": SMALL | {"num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 5.0, "pad_token_id": 0},
     "cohere": SMALL | {"logit_scale": 0.0625, "num_key_value_heads": 2},
-    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 8} | dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0),
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 8, **NO_DROPOUT},
 }  # fmt: skip
 
 
