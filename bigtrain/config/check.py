@@ -100,7 +100,12 @@ def _check_sequence(value: Any, annotation: Any, kind: Any, options: tuple[Any, 
 def _check_scalar(value: Any, annotation: Any, key: str, origin: Origin) -> Any:
     if annotation is bool and isinstance(value, bool):
         return value
-    if annotation is int and isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer():
+    if (
+        annotation is int
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and float(value).is_integer()
+    ):
         return int(value)
     if annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

@@ -65,22 +65,25 @@ def refuse_untrusted_component(component: Component, key: str, source: str, trus
 
 def resolve(target: str, key: str, origin: Origin = nowhere) -> Callable[..., Any]:
     """The class or function that the dotted path names."""
-    where = origin(f"{key}._target_")
+
+    def where() -> str:
+        return origin(f"{key}._target_")
+
     module_name, _, name = target.rpartition(".")
     if not module_name:
-        raise UserError(f"{key}._target_ must be a dotted path (package.module.name), not '{target}'{where}.")
+        raise UserError(f"{key}._target_ must be a dotted path (package.module.name), not '{target}'{where()}.")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise UserError(f"{key}._target_={target}{where} cannot be imported: {error}.") from error
+        raise UserError(f"{key}._target_={target}{where()} cannot be imported: {error}.") from error
     except Exception as error:
         raise UserError(
-            f"{key}._target_={target}{where}: importing it failed: {type(error).__name__}: {error}"
+            f"{key}._target_={target}{where()}: importing it failed: {type(error).__name__}: {error}"
         ) from error
     found = getattr(module, name, None)
     if not callable(found):
         names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
-        raise UserError(f"{key}._target_: {module_name} has no '{name}'{where}.{nearest(name, names)}")
+        raise UserError(f"{key}._target_: {module_name} has no '{name}'{where()}.{nearest(name, names)}")
     return found  # type: ignore[no-any-return]
 
 
@@ -97,9 +100,9 @@ def check_component(component: Component, key: str, positional: int, origin: Ori
     except (TypeError, ValueError):  # a builtin without a signature: the call itself will judge
         return component
     parameters = list(signature.parameters.values())
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        open_to_user = [p.name for p in parameters[positional:] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        refuse_unknown(settings, open_to_user, key, origin)
+    taken = names_taken(signature, positional)
+    if taken is not None:
+        refuse_unknown(settings, taken, key, origin)
     for p in parameters[positional:]:
         required = p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
         if required and settings.get(p.name, p.empty) is p.empty:
@@ -109,6 +112,27 @@ def check_component(component: Component, key: str, positional: int, origin: Ori
         for name, value in settings.items()
     }
     return {"_target_": target} | checked
+
+
+def names_taken(signature: inspect.Signature, positional: int) -> list[str] | None:
+    """The settings that a signature leaves to the user; None: any (`**kwargs`)."""
+    parameters = list(signature.parameters.values())
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters[positional:] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def leave_out_replaced(component: Component, key: str, typed: Collection[str]) -> list[str]:
+    """Drop the settings of the option whose `_target_` the command line replaced, where the new target takes none such.
+
+    What was typed on the command line (dotted keys in `typed`) stays, to be judged. Returns the names left out.
+    """
+    function = resolve(str(component["_target_"]), key)
+    taken = names_taken(inspect.signature(function), POSITIONAL[key])
+    out = [n for n in component if taken is not None and n not in ("_target_", *taken) and f"{key}.{n}" not in typed]
+    for name in out:
+        del component[name]
+    return out
 
 
 def _annotation(function: Callable[..., Any], signature: inspect.Signature, name: str) -> Any:

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.config.check import Origin, check_fields, nowhere, refuse_unknown
-from bigtrain.config.components import check_component, check_components, components, refuse_untrusted
+from bigtrain.config.components import (
+    POSITIONAL,
+    check_component,
+    check_components,
+    components,
+    leave_out_replaced,
+    refuse_untrusted,
+)
 from bigtrain.config.rules import check_rules
 from bigtrain.config.schema import Component, RunConfig
 from bigtrain.errors import UserError, nearest
@@ -162,10 +169,10 @@ def _plain(tree: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    missing = sorted(OmegaConf.missing_keys(tree))
-    if missing:
-        raise UserError(f"{missing[0]} has no value: give one, as {missing[0]}=VALUE.")
     try:
+        missing = sorted(OmegaConf.missing_keys(tree))
+        if missing:
+            raise UserError(f"{missing[0]} has no value: give one, as {missing[0]}=VALUE.")
         plain = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"cannot resolve the configuration: {' '.join(str(error).split())}") from error
@@ -226,9 +233,13 @@ def compose(arguments: Sequence[str], world_size: int | None = None) -> Composed
     if not isinstance(raw.get("run"), dict):
         raise UserError(f"run must be a mapping, not {raw.get('run')!r}.")
     raw["run"]["name"] = recipe
+    notes = []
+    for key in (key.removesuffix("._target_") for key in values if key.endswith("._target_")):
+        if key in POSITIONAL and isinstance(raw.get(key), dict) and (out := leave_out_replaced(raw[key], key, values)):
+            notes.append(f"{key}: {raw[key]['_target_']} takes no {', '.join(out)}: left out")
     if raw["run"].get("dir") is None:
         raw["run"]["dir"] = _new_folder(recipe)
-    return Composed(checked(raw, composer.origin(overrides), world_size), raw)
+    return Composed(checked(raw, composer.origin(overrides), world_size), raw, notes)
 
 
 def _new_folder(recipe: str) -> str:

@@ -94,12 +94,15 @@ def test_an_unknown_option_names_the_nearest() -> None:
         ("trainer.epochs=1", ["trainer.max_steps and trainer.epochs is set"]),
         ("trainer.max_steps=null", ["exactly one of"]),
         ("trainer.global_batch_size=12", ["cannot be divided", "global_batch_size=", "2 ranks"]),
-        ("trainer.early_stopping={} trainer.eval_every=null", ["set trainer.eval_every"]),
+        ("trainer.early_stopping={}  trainer.eval_every=null", ["set trainer.eval_every"]),
         ("engine=local", ["engine=local is for one process"]),
         ("optimizer=muon", ["whole matrices", "engine=ddp"]),
         ("optimizer._target_=bigtrain.optim.adamww", ["has no 'adamww'", "Did you mean 'adamw'?"]),
         ("optimizer._target_=nonsuch.Thing", ["cannot be imported", "nonsuch"]),
-        ("optimizer._target_=torch.optim.AdamW optimizer.lrr=1", ["unknown key 'optimizer.lrr'", "Did you mean 'lr'?"]),
+        (
+            "optimizer._target_=torch.optim.AdamW  optimizer.lrr=1",
+            ["unknown key 'optimizer.lrr'", "Did you mean 'lr'?"],
+        ),
         ("trainer.max_steps=1,2", ["sweep"]),
         ("data.path=[", ["cannot read the override"]),
         ("launcher.nodes=2", ["this machine only"]),
@@ -107,7 +110,7 @@ def test_an_unknown_option_names_the_nearest() -> None:
     ],
 )
 def test_bad_values_are_refused_in_words(override: str, words: list[str]) -> None:
-    message = refused(*override.split(" ")) if "{" not in override else refused(*override.rsplit(" ", 1))
+    message = refused(*override.split("  "))
     for word in words:
         assert word in message, message
 
