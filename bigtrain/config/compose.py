@@ -233,10 +233,12 @@ def compose(arguments: Sequence[str], world_size: int | None = None) -> Composed
     if not isinstance(raw.get("run"), dict):
         raise UserError(f"run must be a mapping, not {raw.get('run')!r}.")
     raw["run"]["name"] = recipe
-    notes = []
-    for key in (key.removesuffix("._target_") for key in values if key.endswith("._target_")):
-        if key in POSITIONAL and isinstance(raw.get(key), dict) and (out := leave_out_replaced(raw[key], key, values)):
-            notes.append(f"{key}: {raw[key]['_target_']} takes no {', '.join(out)}: left out")
+    replaced = [key.removesuffix("._target_") for key in values if key.endswith("._target_")]
+    notes = [
+        f"{key}: {raw[key]['_target_']} takes no {', '.join(out)}: left out"
+        for key in replaced
+        if key in POSITIONAL and isinstance(raw.get(key), dict) and (out := leave_out_replaced(raw[key], key, values))
+    ]
     if raw["run"].get("dir") is None:
         raw["run"]["dir"] = _new_folder(recipe)
     return Composed(checked(raw, composer.origin(overrides), world_size), raw, notes)
