@@ -97,10 +97,10 @@ def package_versions(names: Sequence[str]) -> dict[str, str]:
 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """`{"commit", "dirty"}` of the repository that holds the folder; None where there is none, or no git."""
-    commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
+    commit = output("git", "-C", str(folder), "rev-parse", "HEAD")
     if not commit:
         return None
-    changes = _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    changes = output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
@@ -156,7 +156,7 @@ def devices() -> list[dict[str, Any]]:
 def nvidia_smi() -> list[dict[str, Any]]:
     """What nvidia-smi sees: `{"name", "memory_bytes", "used_bytes", "driver", "capability"}` a GPU; [] without it."""
     fields = "name,memory.total,memory.used,driver_version,compute_cap"
-    listing = _output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+    listing = output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
     found = []
     for line in (listing or "").splitlines():
         values = [value.strip() for value in line.split(",")]
@@ -173,7 +173,7 @@ def _mebibytes(text: str) -> int | None:
     return int(text) * 2**20 if text.isdigit() else None  # "[N/A]" on some machines
 
 
-def _output(*command: str) -> str | None:
+def output(*command: str) -> str | None:
     """Standard output, stripped; None where the program is missing, fails or hangs."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
