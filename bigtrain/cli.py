@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,10 +88,14 @@ def train(argv: Sequence[str]) -> int:
     run_dir = Path(composed.config.run.dir or "")
     for note in composed.notes:
         print(note)
+    new = not run_dir.exists()
     with lock(run_dir):  # says now, and not from a worker, that the folder is taken or cannot be written
         freeze(composed.raw, run_dir / PENDING)
     code = run(commands(composed.config, targets(composed.config), free_port()))
-    print(run_dir)
+    if code == EXIT_USER and new and not (run_dir / "config.yaml").exists():
+        shutil.rmtree(run_dir, ignore_errors=True)  # no rank has taken the run up: leave nothing half-made
+    else:
+        print(run_dir)
     return code
 
 

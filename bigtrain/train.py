@@ -227,11 +227,13 @@ def describe(config: RunConfig, engine: Engine, ranks: Ranks, samples: int, step
     trainer = config.trainer
     parameters = sum(math.prod(getattr(p, "ds_shape", p.shape)) for p in engine.model.parameters())
     each = accumulation(trainer, ranks.world_size)
+    warmup = config.schedule.get("warmup_steps") or 0
+    note = f"\nnote: schedule.warmup_steps={warmup}: the run ends before its warm-up does" if warmup > steps else ""
     return (
         f"{short(parameters)} parameters, engine {engine.name}, {config.precision.name}, {engine.device.type}\n"
         f"global batch {trainer.global_batch_size} = {ranks.world_size} ranks x {trainer.micro_batch_size} samples x "
         f"{each} micro-batches; {steps} steps x {trainer.global_batch_size} = "
-        f"{steps * trainer.global_batch_size / samples:.2f} epochs of {samples} samples"
+        f"{steps * trainer.global_batch_size / samples:.2f} epochs of {samples} samples{note}"
     )
 
 
@@ -269,7 +271,6 @@ def _train(composed: Composed, ranks: Ranks) -> int:
         run_on_first(lambda: keep_tokenizer(data, run_dir))
         steps = total_steps(config, len(data.train))
         schedule = build(config.schedule, "schedule")
-        schedule(0, steps)  # a warm-up longer than the run is refused now
         objective = build(config.objective, "objective")
         seed_all(config.seed)
         engine = build_engine(

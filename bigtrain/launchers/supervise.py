@@ -70,7 +70,7 @@ def _verdict(codes: Sequence[int], failed: Sequence[int], ranks: Sequence[Rank])
         return EXIT_STOPPED if EXIT_STOPPED in codes else EXIT_DONE
     first = failed[0]
     code = codes[first]
-    if code == EXIT_USER and ranks[first].output is None:
+    if codes[0] == EXIT_USER:
         return EXIT_USER  # rank 0 has said why on the terminal
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     print(f"bigtrain: rank {first} {how}; the other ranks were stopped.", file=sys.stderr)

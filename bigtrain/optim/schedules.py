@@ -22,11 +22,6 @@ def _warmed_up(warmup_steps: int, min_factor: float, after: Callable[[int, int],
         raise UserError(f"schedule.min_factor is a part of the base learning rate, from 0 to 1, not {min_factor}.")
 
     def schedule(step: int, total_steps: int) -> float:
-        if warmup_steps > total_steps:
-            raise UserError(
-                f"schedule.warmup_steps={warmup_steps} is more than the run's {total_steps} steps: "
-                f"at most {total_steps}, and a tenth of it ({total_steps // 10}) is usual."
-            )
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         return after(step - warmup_steps, max(1, total_steps - warmup_steps))
@@ -81,12 +76,7 @@ def wsd(*, warmup_steps: int = 100, decay_fraction: float = 0.2, min_factor: flo
         raise UserError(f"schedule.decay_fraction is a part of the run, from 0 to 1, not {decay_fraction}.")
 
     def after(step: int, steps: int) -> float:
-        decay = max(1, round(decay_fraction * (steps + warmup_steps)))
-        if decay > steps:
-            raise UserError(
-                f"schedule.warmup_steps={warmup_steps} and schedule.decay_fraction={decay_fraction} "
-                f"are together more than the run's {steps + warmup_steps} steps."
-            )
+        decay = min(steps, max(1, round(decay_fraction * (steps + warmup_steps))))
         return max(min_factor, 1 - (1 - min_factor) * max(0, step - (steps - decay)) / decay)
 
     return _warmed_up(warmup_steps, min_factor, after)

@@ -187,16 +187,23 @@ def test_schedules_by_hand():
 def test_schedules_refuse_a_warm_up_that_cannot_be(name):
     with pytest.raises(UserError, match="must not be negative"):
         getattr(optim, name)(warmup_steps=-1)
-    with pytest.raises(UserError, match="warmup_steps=100 is more than the run's 50 steps"):
-        getattr(optim, name)(warmup_steps=100)(0, 50)
     if "min_factor" in inspect.signature(getattr(optim, name)).parameters:
         with pytest.raises(UserError, match="min_factor"):
             getattr(optim, name)(min_factor=1.5)
 
 
-def test_wsd_refuses_a_decay_that_does_not_fit():
-    with pytest.raises(UserError, match="together more than the run's 100 steps"):
-        optim.wsd(warmup_steps=50, decay_fraction=0.6)(60, 100)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_run_that_ends_within_its_warm_up_only_climbs(name):
+    schedule = getattr(optim, name)(warmup_steps=100)
+    assert [schedule(step, 50) for step in range(50)] == [(step + 1) / 100 for step in range(50)]
+
+
+def test_wsd_decays_in_what_the_warm_up_leaves():
+    wsd = optim.wsd(warmup_steps=50, decay_fraction=0.6)
+    assert wsd(49, 100) == 1.0 and wsd(50, 100) == 1.0 and wsd(75, 100) == 0.5
+
+
+def test_wsd_refuses_a_decay_that_cannot_be():
     with pytest.raises(UserError, match="decay_fraction"):
         optim.wsd(decay_fraction=2.0)
 

@@ -78,3 +78,13 @@ def python(code: str, **environment: str) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, **environment},
     )
+
+
+def gpt2_files(prepared: TextData, folder: Path) -> Path:
+    """The prepared tokenizer as GPT-2's own two files."""
+    from tokenizers import Tokenizer
+
+    folder.mkdir()
+    Tokenizer.from_file(str(prepared.tokenizer_path / "tokenizer.json")).model.save(str(folder))
+    assert {file.name for file in folder.iterdir()} == {"vocab.json", "merges.txt"}
+    return folder

@@ -18,7 +18,7 @@ from bigtrain.data.prepare import divide
 from bigtrain.data.text_data import TextData
 from bigtrain.errors import UserError
 
-from .conftest import CHAPTER, Make, left_in, python
+from .conftest import CHAPTER, Make, gpt2_files, left_in, python
 
 
 def stream(data: TextData, split: str) -> list[int]:
@@ -234,6 +234,7 @@ def test_killed_at_any_moment_nothing_half_is_taken_for_whole(corpus: Path, tmp_
 def test_memory_does_not_grow_with_the_corpus(prepared: TextData, chapters: list[str], tmp_path: Path) -> None:
     """Four times the text (7 MB more, and 12 MB of tokens) in less than 5 MB more memory."""
     peaks = []
+    tokenizer = gpt2_files(prepared, tmp_path / "gpt2")
     for copies in (8, 32):
         path = tmp_path / f"{copies}.jsonl"
         with path.open("w") as file:
@@ -242,7 +243,7 @@ def test_memory_does_not_grow_with_the_corpus(prepared: TextData, chapters: list
                     file.write(json.dumps({"text": f"{copy} {text}"}) + "\n")
         code = f"""
 import resource, bigtrain.data
-bigtrain.data.text(path={str(path)!r}, sequence_length=64, tokenizer={str(prepared.tokenizer_path)!r}, workers=1,
+bigtrain.data.text(path={str(path)!r}, sequence_length=64, tokenizer={str(tokenizer)!r}, workers=1,
                    cache={str(tmp_path / "cache")!r}).prepare()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """  # its tokenizer on one thread: the arenas of several are not ours to bound

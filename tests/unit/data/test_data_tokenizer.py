@@ -15,7 +15,7 @@ from bigtrain.data.text_data import TextData
 from bigtrain.data.tokenizer import END_OF_TEXT, Encoder, take, train
 from bigtrain.errors import UserError
 
-from .conftest import Make
+from .conftest import Make, gpt2_files
 
 NASTY = [
     "naïve café — 日本語テスト 🐳👩‍👩‍👧 \u200b\ufeff\u202e",
@@ -24,16 +24,6 @@ NASTY = [
     "don't we'll 12345 3.14 <|endoftext|> inside",
     "x" * 5000,
 ]
-
-
-def gpt2_files(prepared: TextData, folder: Path) -> Path:
-    """The prepared tokenizer as GPT-2's own two files."""
-    from tokenizers import Tokenizer
-
-    folder.mkdir()
-    Tokenizer.from_file(str(prepared.tokenizer_path / "tokenizer.json")).model.save(str(folder))
-    assert {file.name for file in folder.iterdir()} == {"vocab.json", "merges.txt"}
-    return folder
 
 
 def test_transformers_reads_it_and_agrees_on_every_id(prepared: TextData, chapters: list[str]) -> None:
