@@ -17,7 +17,7 @@ from bigtrain.checkpoint.folder import human
 from bigtrain.errors import EXIT_DONE, EXIT_FAILED, UserError, nearest
 
 USAGE = """\
-usage: bigtrain checkpoint list PATH…      every checkpoint: step, tokens, size, age, held-out loss, intact, parent
+usage: bigtrain checkpoint list PATH…      every checkpoint: step, tokens, size, age, held-out loss, ranks, intact, parent
        bigtrain checkpoint verify PATH…    read every byte and compare it with its checksum
        bigtrain checkpoint diff A B        the largest difference of each tensor, and what differs in the state
 
@@ -55,7 +55,7 @@ def _folders(path: str) -> list[Path]:
 def _list(paths: Sequence[str], console: Console) -> int:
     for path in paths:
         table = Table(title=_plain(path), title_justify="left")
-        for column in ("step", "tokens", "size", "age", "held-out loss"):
+        for column in ("step", "tokens", "size", "age", "loss"):
             table.add_column(column, justify="right", no_wrap=True)
         for column in ("ranks", "intact", "parent"):
             table.add_column(column)
