@@ -17,7 +17,7 @@ from bigtrain.checkpoint.folder import human
 from bigtrain.errors import EXIT_DONE, EXIT_FAILED, UserError, nearest
 
 USAGE = """\
-usage: bigtrain checkpoint list PATH…      every checkpoint: step, tokens, size, age, held-out loss, ranks, intact, parent
+usage: bigtrain checkpoint list PATH…      every checkpoint: step, tokens, size, age, held-out loss, intact, parent
        bigtrain checkpoint verify PATH…    read every byte and compare it with its checksum
        bigtrain checkpoint diff A B        the largest difference of each tensor, and what differs in the state
 
