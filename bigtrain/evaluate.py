@@ -1,0 +1,262 @@
+"""`bigtrain evaluate PATH`: loss and perplexity on the run's own held-out text, or on another."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigtrain.config.components import build
+from bigtrain.config.compose import Composer, compose_data
+from bigtrain.config.schema import Component
+from bigtrain.errors import EXIT_DONE, UserError, nearest
+from bigtrain.telemetry.progress import console, say
+from bigtrain.terminal import CommandLine, progress_bar
+from bigtrain.trained import Device, Trained, lay_over, load_trained, trusted_component
+
+SUMMARY = """\
+Loss and perplexity: of a run on its own held-out text, or of any model on any text.
+
+  bigtrain evaluate runs/quickstart/20250101-120000
+  bigtrain evaluate RUN/checkpoints/step_00000200 --json
+  bigtrain evaluate RUN data.path=other.txt            all of that text (a share of it: data.held_out=0.1)
+  bigtrain evaluate RUN/export data=moby_dick          the held-out split of that data
+
+Other data is prepared with the model's own tokenizer. Overrides are laid over the run's own configuration: data=D,
+data.*, precision.name=fp32, trainer.eval_batches=N; model._target_=my.Model says that a model of yours may be used."""
+
+TASKS = ("language_modelling",)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `evaluate` found."""
+
+    path: str
+    step: int | None
+    """Optimizer steps of the model's training, and the tokens that it saw; None where that is not known."""
+    tokens: int | None
+    loss: float
+    """Mean over all targets, in nats."""
+    metrics: dict[str, float]
+    """What the objective makes of the loss: perplexity."""
+    text: str
+    """What was evaluated, in words."""
+    targets: int
+    precision: str
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    config_dirs: Sequence[str] = (),
+    batch_size: int | None = None,
+    device: Device = "auto",
+) -> Evaluation:
+    """The mean loss over all targets of the model at `path`.
+
+    Without `data` overrides it is the run's own held-out split, the samples and the precision of the training's
+    evaluations: the loss of its last line of metrics.jsonl comes out again.
+
+    Args:
+        path: see `load_trained`, also for `device`.
+        overrides: `data=…`, `data.…=…` and other settings of a run.
+        config_dirs: folders of the user's own with a `data/` group.
+        batch_size: samples at once; None: the run's trainer.micro_batch_size.
+
+    Raises:
+        UserError: see `load_trained`; no text to evaluate, one that changed since training, or tokens that the model
+            does not know.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch-size must be at least 1, not {batch_size}.")
+    overrides = _without_task(overrides)
+    chosen = [text for text in overrides if text.lstrip("+~").startswith(("data=", "data."))]
+    rest = [text for text in overrides if text not in chosen]
+    trained = load_trained(path, overrides=rest, device=device)
+    config = trained.config
+    if not chosen and config is None:
+        raise UserError(
+            f"{path} is a Hugging Face folder without a held-out text: name one, as data.path=FILE or data=D."
+        )
+    component = other_data(trained, chosen, config_dirs) if chosen else own_component(trained, "data", overrides)
+    data = build(component, "data")
+    if hasattr(data, "prepare"):
+        data.prepare()
+    if not chosen:
+        check_same(trained, data)
+    samples, what = choose_split(data, whole=component.get("held_out") == 0)
+    known, needed = trained.vocab_size, getattr(data, "vocab_size", None)
+    if known is not None and needed is not None and needed > known:
+        raise UserError(
+            f"The text's tokenizer has {needed} tokens and the model knows {known}: leave data.tokenizer out."
+        )
+
+    objective: Component = {"_target_": "bigtrain.objectives.causal_lm"}
+    if config is not None:
+        objective = own_component(trained, "objective", overrides)
+    size, at_once = len(samples), batch_size or (config.trainer.micro_batch_size if config else 8)
+    if config is not None and config.trainer.eval_batches is not None and trained.checkpoint is not None:
+        # As many as all ranks of the training looked at.
+        ranks = trained.checkpoint.manifest.world_size
+        size = min(size, config.trainer.eval_batches * config.trainer.micro_batch_size * ranks)
+    precision = config.precision.name if config else "fp32"
+    if precision == "fp16" and trained.device.type == "cpu":
+        precision = "fp32"  # fp16 is slow and inexact there
+    part = f", its first {size} of {len(samples)} samples" if size < len(samples) else ""
+    built = build(objective, "objective")
+    loss, targets = mean_loss(trained, built, _First(samples, size), at_once, precision)
+    step, tokens = trained.progress
+    return Evaluation(
+        str(path), step, tokens, loss, built.metrics(loss), f"{what} of {_name(component)}{part}", targets, precision
+    )
+
+
+def mean_loss(trained: Trained, objective: Any, samples: Any, batch_size: int, precision: str) -> tuple[float, int]:
+    """(mean loss over all targets of the samples in nats, number of targets); sums are kept in fp64."""
+    import torch
+
+    from bigtrain.data.loader import eval_batches
+    from bigtrain.engines.base import DTYPES, to_device
+
+    total, targets = torch.zeros((), dtype=torch.float64, device=trained.device), 0
+    autocast = torch.autocast(trained.device.type, DTYPES[precision]) if precision != "fp32" else nullcontext()
+    with progress_bar() as bar, torch.no_grad(), autocast:
+        task = bar.add_task("evaluating", total=-(-len(samples) // batch_size))
+        for batch in eval_batches(samples, micro_batch_size=batch_size):
+            total += objective.loss(trained.model, to_device(batch, trained.device))
+            targets += objective.count(batch)
+            bar.advance(task)
+    if targets == 0:
+        raise UserError("The text to evaluate has no targets: it is too short.")
+    return float(total) / targets, targets
+
+
+class _First:
+    """The first samples of a set."""
+
+    def __init__(self, samples: Any, size: int) -> None:
+        self._samples, self._size = samples, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Any:
+        return self._samples[index]
+
+
+def own_component(trained: Trained, key: str, overrides: Sequence[str]) -> Component:
+    """The run's own component, if it is bigtrain's or the user names it."""
+    assert trained.config is not None
+    return trusted_component(getattr(trained.config, key), key, trained.path, overrides)
+
+
+def other_data(trained: Trained, chosen: Sequence[str], config_dirs: Sequence[str]) -> Component:
+    """The data component that the user's `data=D` and `data.a=b` make, over the run's own where no `data=` is given.
+
+    The tokenizer and the length of a sample are the model's, unless the user gives others. A `data.path` without
+    `data.held_out` means all of that text.
+    """
+    folders = [Path(folder).resolve() for folder in config_dirs]
+    groups, values = Composer(folders).parse(chosen)
+    if not groups and trained.config is not None:
+        own = {"data": copy.deepcopy(trained.config.data)}
+        lay_over(own, chosen)
+        component = trusted_component(own["data"], "data", trained.path, chosen)
+    else:
+        words = [word for folder in folders for word in ("--config-dir", str(folder))]
+        component = compose_data([*words, *(groups or ["data=text"]), *values.values()])
+    given = {key.removeprefix("data.") for key in values}
+    if "tokenizer" in component and "tokenizer" not in given:
+        trained.need_tokenizer()
+        component["tokenizer"] = str(trained.tokenizer_path)
+    prepared = (Path(str(component.get("path"))).expanduser() / "manifest.json").is_file()  # it has its split already
+    if "held_out" in component and "path" in given and "held_out" not in given and not prepared:
+        component["held_out"] = 0.0
+    length = component.get("sequence_length")
+    if "sequence_length" not in given and isinstance(length, int) and trained.window is not None:
+        component["sequence_length"] = trained.window if trained.config else min(length, trained.window)
+    return component
+
+
+def check_same(trained: Trained, data: Any) -> None:
+    """A `UserError` where the run's data is not what it was: its held-out text may have been trained on."""
+    assert trained.checkpoint is not None
+    now, then = getattr(data, "fingerprint", None), trained.checkpoint.manifest.state.get("data")
+    if now != then:
+        raise UserError(
+            f"The data of {trained.path} has changed since it was trained ({then} then, {now} now), so its held-out "
+            "split is another. To evaluate on a text as it is now, give it as data.path=FILE."
+        )
+
+
+def choose_split(data: Any, whole: bool) -> tuple[Any, str]:
+    """(samples, their name): the held-out split; all of it where nothing is held out on purpose."""
+    if not whole:
+        if data.eval is None or len(data.eval) == 0:
+            raise UserError("Nothing is held out of this data: give a text, as data.path=FILE.")
+        return data.eval, "the held-out split"
+    from bigtrain.data.sets import ConcatSet
+
+    train = data.train
+    if isinstance(train, ConcatSet):  # training leaves out what is left after the last whole sample
+        train = ConcatSet(train.shards, train.sequence_length, train.pad_id, remainder=True)
+    return train, "all"
+
+
+def _without_task(overrides: Sequence[str]) -> list[str]:
+    """The overrides without `task=`; there is one task so far."""
+    for text in overrides:
+        task = text.partition("=")[2]
+        if text.startswith("task=") and task not in TASKS:
+            raise UserError(f"there is no task={task}.{nearest(task, TASKS)}")
+    return [text for text in overrides if not text.startswith("task=")]
+
+
+def _name(component: Component) -> str:
+    path = component.get("path", component["_target_"])
+    return ", ".join(map(str, path)) if isinstance(path, list | tuple) else str(path)
+
+
+def print_table(found: Evaluation) -> None:
+    """step, tokens, loss, perplexity."""
+    from rich.table import Table
+
+    say(f"{found.text}: {found.targets:,} targets, {found.precision}")
+    table = Table()
+    for name in ("step", "tokens", "loss", *found.metrics):
+        table.add_column(name, justify="right")
+    known = ["-" if number is None else f"{number:,}" for number in (found.step, found.tokens)]
+    table.add_row(*known, f"{found.loss:.5f}", *(f"{value:,.3f}" for value in found.metrics.values()))
+    console().print(table)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command."""
+    line = CommandLine("evaluate", SUMMARY)
+    line.add_argument("--batch-size", type=int, metavar="N", help="samples at once; default trainer.micro_batch_size")
+    line.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    line.add_argument(
+        "--config-dir", action="append", default=[], metavar="DIR", help="a folder with data/ of your own"
+    )
+    options, path, overrides = line.read(argv)
+    found = evaluate(
+        path,
+        overrides=overrides,
+        config_dirs=options.config_dir,
+        batch_size=options.batch_size,
+        device=options.device,
+    )
+    if options.json:
+        flat = dataclasses.asdict(found)
+        metrics = flat.pop("metrics")
+        print(json.dumps(flat | metrics))
+    else:
+        print_table(found)
+    return EXIT_DONE
