@@ -85,29 +85,21 @@ class DeepSpeedEngine:
         engine = self._engine
         self.model.train()
         set_lr(self.optimizer, lr_factor)
+        stage_0 = engine.zero_optimization_stage() == 0
+        # DeepSpeed 0.19.8 forgets to scale the loss at stage 0, though it divides the gradients by the scale.
+        scale = float(engine.optimizer.loss_scale) if stage_0 and self._dtype is torch.float16 else 1.0
         loss = torch.zeros((), device=self.device)
         norm: Tensor | float | None = None
         for index, batch in enumerate(micro_batches):
             part = engine(to_device(batch, self.device)) / max(targets, 1)
-            engine.backward(part * self.ranks.world_size, scale_wrt_gas=False)
+            engine.backward(part * (self.ranks.world_size * scale), scale_wrt_gas=False)
             loss += part.detach()
-            if index == len(micro_batches) - 1:
-                norm = self._norm_of_stage_0()
+            if index == len(micro_batches) - 1 and stage_0 and self._dtype is torch.float32:  # it keeps no norm there
+                norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
             engine.step()
         if norm is None:
-            norm = engine.get_global_grad_norm() / self._scale_in_norm
+            norm = engine.get_global_grad_norm() / scale
         return StepResult(loss, norm, may_overflow=self._dtype is torch.float16)
-
-    def _norm_of_stage_0(self) -> Tensor | None:
-        """Stage 0 keeps no norm in fp32, and the scaled one in fp16."""
-        engine = self._engine
-        self._scale_in_norm = 1.0
-        if engine.zero_optimization_stage() > 0:
-            return None
-        if self._dtype is torch.float32:
-            return get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        self._scale_in_norm = float(engine.optimizer.loss_scale)
-        return None
 
     @torch.no_grad()
     def eval_loss(self, batch: Batch) -> Tensor:
