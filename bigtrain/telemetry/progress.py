@@ -10,7 +10,6 @@ import functools
 import logging
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -21,6 +20,9 @@ from bigtrain.telemetry.metrics import Number, Split
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+
+said = logging.getLogger("bigtrain.said")
+"""What was printed already: for the log file only."""
 
 LIBRARIES = ("DeepSpeed", "transformers", "datasets", "huggingface_hub", "torch", "wandb", "absl")
 
@@ -35,8 +37,16 @@ def console() -> Console:
 
 
 def say(message: str, style: str | None = None) -> None:
-    """Print one message as it is: no markup is read in it, and no line of it is broken (paths stay whole)."""
-    console().print(message, style=style, markup=False, soft_wrap=True)
+    """Print one message as it is: no markup is read in it, and no line of it is broken (paths stay whole).
+
+    It goes to the rank's log file too, where there is one.
+    """
+    _print(console(), message, style)
+    said.info(message)
+
+
+def _print(on: Console, message: str, style: str | None = None) -> None:
+    on.print(message, style=style, markup=False, soft_wrap=True)
 
 
 class _ConsoleHandler(logging.Handler):
@@ -45,9 +55,14 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else None
         try:
-            say(record.getMessage() if style is None else f"{record.levelname.lower()}: {record.getMessage()}", style)
+            message = record.getMessage()
+            _print(console(), message if style is None else f"{record.levelname.lower()}: {message}", style)
         except Exception:
             self.handleError(record)
+
+
+def _for_terminal(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or (record.name.startswith("bigtrain") and record.name != said.name)
 
 
 def setup_logging(run_dir: Path, rank: int) -> Path:
@@ -74,7 +89,7 @@ def setup_logging(run_dir: Path, rank: int) -> Path:
     handlers: list[logging.Handler] = [to_file]
     if rank == 0:
         to_console = _ConsoleHandler()
-        to_console.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("bigtrain"))
+        to_console.addFilter(_for_terminal)
         handlers.append(to_console)
     for handler in handlers:
         handler.bigtrain = True  # type: ignore[attr-defined]  # so that a second call replaces them
@@ -112,8 +127,6 @@ class TrainProgress:
     def __init__(self, total_steps: int, *, step: int = 0, output: TextIO | None = None):
         self._total = total_steps
         self._first = step
-        self._step = step
-        self._start = time.monotonic()
         self._console = console() if output is None else _console_on(output)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -134,34 +147,30 @@ class TrainProgress:
             refresh_per_second=4,  # a bar that is drawn ten times a second is seen in the CPU time of a tiny model
             speed_estimate_period=120,
         )
-        self._task = self._bar.add_task("train", total=self._total, completed=self._step, numbers="")
+        self._task = self._bar.add_task("train", total=self._total, completed=self._first, numbers="")
         self._bar.start()
 
     def step(self, step: int) -> None:
         """Step `step` is done (1 after the first)."""
-        self._step = step
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step)
 
     def log(self, step: int, split: Split, metrics: Mapping[str, Number]) -> None:
-        """The numbers of a log point. An evaluation always makes a line that stays."""
+        """The numbers of a log point. An evaluation makes a line that stays; the log file has every one."""
+        place = f"step {step:>{len(str(self._total))}}/{self._total}"
         if split == "eval":
-            self._line(f"eval   step {step:>{len(str(self._total))}}/{self._total}  {_eval_numbers(metrics)}")
-        elif self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step, numbers=_train_numbers(metrics))
+            line = f"eval   {place}  {_eval_numbers(metrics)}"
         else:
-            self._step = step
-            numbers = _train_numbers(metrics, grad_norm=True)
-            self._line(f"train  step {step:>{len(str(self._total))}}/{self._total}  {numbers}{self._left()}")
+            line = f"train  {place}  {_train_numbers(metrics, whole=True)}{self._left(step, metrics)}"
+            if self._bar is not None and self._task is not None:
+                self._bar.update(self._task, completed=step, numbers=_train_numbers(metrics))
+        if split == "eval" or self._bar is None:
+            _print(self._console, line)
+        said.info(line)
 
-    def _left(self) -> str:
-        done = self._step - self._first
-        if done <= 0 or self._step >= self._total:
-            return ""
-        return f"  left {clock((time.monotonic() - self._start) / done * (self._total - self._step))}"
-
-    def _line(self, text: str) -> None:
-        self._console.print(text.rstrip(), markup=False, soft_wrap=True)
+    def _left(self, step: int, metrics: Mapping[str, Number]) -> str:
+        pace = metrics.get("step_time_s")
+        return f"  left {clock(pace * (self._total - step))}" if pace is not None and step < self._total else ""
 
     def close(self) -> None:
         """Leave the bar as it is and give the terminal back."""
@@ -176,16 +185,16 @@ def _console_on(output: TextIO) -> Console:
     return Console(file=output, highlight=False, width=None if output.isatty() else 120)
 
 
-def _train_numbers(metrics: Mapping[str, Number], *, grad_norm: bool = False) -> str:
+def _train_numbers(metrics: Mapping[str, Number], *, whole: bool = False) -> str:
     formats = {"loss": "loss {:.4f}", "lr": "lr {:.2e}", "grad_norm": "grad {:.3g}"}
     parts = [
         form.format(value)
         for name, form in formats.items()
-        if (value := metrics.get(name)) is not None and (grad_norm or name != "grad_norm")
+        if (value := metrics.get(name)) is not None and (whole or name != "grad_norm")
     ]
     if (rate := metrics.get("tokens_per_s")) is not None:
         parts.append(f"{short(rate)} tok/s")
-    if grad_norm and (mfu := metrics.get("mfu")) is not None:
+    if whole and (mfu := metrics.get("mfu")) is not None:
         parts.append(f"mfu {mfu:.1%}")
     return "  ".join(parts)
 

@@ -15,7 +15,7 @@ import torch
 
 from bigtrain.telemetry.meters import Meters, device_peak_flops, peak_memory_bytes, training_flops_per_token
 from bigtrain.telemetry.peaks import peak_flops
-from bigtrain.telemetry.progress import TrainProgress, clock, setup_logging, short
+from bigtrain.telemetry.progress import TrainProgress, clock, console, say, setup_logging, short
 
 CPU = torch.device("cpu")
 
@@ -104,11 +104,12 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     progress = TrainProgress(400, output=output)
     for step in range(1, 11):
         progress.step(step)
-    progress.log(10, "train", {"loss": 5.25, "lr": 3e-4, "grad_norm": 1.5, "tokens_per_s": 12345.0, "mfu": 0.41})
+    metrics = {"loss": 5.25, "lr": 3e-4, "grad_norm": 1.5, "tokens_per_s": 12345.0, "mfu": 0.41, "step_time_s": 0.5}
+    progress.log(10, "train", metrics)
     progress.log(10, "eval", {"loss": 5.5, "perplexity": 244.69, "tokens": 20480})
     progress.close()
     train, evaluation = output.getvalue().splitlines()
-    assert train.startswith("train  step  10/400  loss 5.2500  lr 3.00e-04  grad 1.5  12.3k tok/s  mfu 41.0%  left ")
+    assert train == "train  step  10/400  loss 5.2500  lr 3.00e-04  grad 1.5  12.3k tok/s  mfu 41.0%  left 3:15"
     assert evaluation == "eval   step  10/400  loss 5.5000  perplexity 244.69"
 
 
@@ -154,13 +155,17 @@ raise SystemExit("crashed")
         assert ("printed" in log and "child" in log) == (rank == 1)
 
 
-def test_logging_twice_in_a_process_does_not_double(tmp_path: Path) -> None:
+def test_logging_twice_in_a_process_does_not_double(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console.cache_clear()
     root, level = logging.getLogger(), logging.getLogger().level
     try:
         setup_logging(tmp_path / "a", 0)
         path = setup_logging(tmp_path / "b", 0)
         logging.getLogger("bigtrain").info("once")
-        assert path.read_text().count("once") == 1
+        say("said [once]")
+        assert path.read_text().count("INFO bigtrain: once") == 1
+        assert path.read_text().count("said [once]") == 1
+        assert capsys.readouterr().out == "once\nsaid [once]\n"
         assert (tmp_path / "a" / "logs" / "rank_0.log").read_text() == ""
     finally:
         for handler in [handler for handler in root.handlers if getattr(handler, "bigtrain", False)]:
