@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several machines over ssh, started by DeepSpeed's own launcher. Copy beside a hostfile, edit, run on one machine:
 #   bash deepspeed.sh trainer.max_steps=1000
-# Needs: ssh without a password to each host of the hostfile, and the same paths there (a shared file system).
+# Needs: pdsh here; ssh without a password to each host of the hostfile, and the same paths there (a shared file system).
 set -euo pipefail
 
 HOSTFILE="${HOSTFILE:-$(dirname "$0")/hostfile}"
