@@ -44,12 +44,17 @@ def rows(name: str, config: str | None, split: str, revision: str | None) -> Ite
     Raises:
         UserError: it cannot be reached, or has no such configuration or split.
     """
-    import datasets
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE
     revision = revision if offline else find(name, "dataset", "data.path", revision)
+
+    import datasets  # heavy: only once the name is known to be good
+
     try:
         yield from datasets.load_dataset(name, config, split=split, revision=revision, streaming=not offline)
     except (ValueError, FileNotFoundError, ConnectionError) as error:
-        raise UserError(f"data.path={name} (data.name={config}, data.split={split}): {error}") from error
+        nowhere = "no such local path, nor a copy in the local cache, and the hub is switched off (HF_HUB_OFFLINE): "
+        raise UserError(
+            f"data.path={name} (data.name={config}, data.split={split}): {nowhere if offline else ''}{error}"
+        ) from error

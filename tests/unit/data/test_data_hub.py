@@ -1,0 +1,109 @@
+"""Hub names: the same road after reading as local files, and a quick, clear end where there is no hub."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from bigtrain.data.text_data import TextData
+
+from .conftest import Make, left_in, python
+from .hub_server import serve
+
+NOWHERE = "http://127.0.0.1:9"
+"""A port where nobody listens."""
+
+
+@pytest.fixture(scope="module")
+def hub(chapters: list[str], prepared: TextData, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A hub with the data set melville/whales (two Parquet files) and the tokenizer melville/bpe."""
+    root = tmp_path_factory.mktemp("hub")
+    data = root / "datasets/melville/whales/data"
+    data.mkdir(parents=True)
+    for number, part in enumerate((chapters[:20], chapters[20:])):
+        table = pyarrow.table({"id": list(range(len(part))), "text": part})
+        pyarrow.parquet.write_table(table, data / f"train-{number:05d}-of-00002.parquet")
+    bpe = root / "models/melville/bpe"
+    bpe.mkdir(parents=True)
+    for file in prepared.tokenizer_path.iterdir():
+        (bpe / file.name).write_bytes(file.read_bytes())
+    with serve(root) as (address, seen):
+        yield address, seen, root
+
+
+def prepare(make: Make, home: Path, endpoint: str, offline: bool = False, **settings: Any) -> str:
+    """Prepares in a process of its own, which is told of this hub; returns the fingerprint, or what was wrong."""
+    data = make(**settings)
+    given = {"path": data.preparation.path[0], "sequence_length": 64, "vocab_size": 512, "held_out": 0.1}
+    given |= {"cache": str(data.cache), **settings}
+    process = python(
+        f"""
+import bigtrain.data
+from bigtrain.errors import UserError
+if __name__ == "__main__":
+    try:
+        data = bigtrain.data.text(**{given!r})
+        data.prepare()
+        print(data.fingerprint)
+    except UserError as error:
+        print("UserError:", error)
+""",
+        HF_ENDPOINT=endpoint,
+        HF_HOME=str(home),
+        HF_HUB_OFFLINE=str(int(offline)),
+        HF_DATASETS_OFFLINE=str(int(offline)),
+    )
+    out, err = process.communicate(timeout=150)
+    assert process.returncode == 0, err[-3000:]
+    return out.strip()
+
+
+def test_a_data_set_and_a_tokenizer_by_name_give_the_same_tokens_as_files(
+    make: Make, hub: Any, prepared: TextData, tmp_path: Path
+) -> None:
+    address, seen, root = hub
+    by_name = prepare(make, tmp_path, address, path="melville/whales", tokenizer="melville/bpe")
+    local = make(path=str(root / "datasets/melville/whales"), tokenizer=str(prepared.tokenizer_path))
+    local.prepare()
+    assert by_name == local.fingerprint
+    assert any("data/train-00001-of-00002.parquet" in request for request in seen)
+    assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob("*.arrow"))  # streamed, not kept
+
+    again = len(seen)
+    assert prepare(make, tmp_path, NOWHERE, path="melville/whales", tokenizer="melville/bpe") == by_name
+    assert len(seen) == again  # prepared already: nobody is asked
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"path": "melville/wales"}, "neither a local path nor a dataset of http://127.0.0.1"),
+        ({"path": "melville/whales", "split": "test"}, "data.split=test"),
+        ({"path": "melville/whales", "name": "big"}, "data.name=big"),
+        ({"path": "melville/whales", "text_column": "txt"}, "row 0: no column 'txt'"),
+        ({"tokenizer": "melville/bpp"}, "neither a local path nor a model of http://127.0.0.1"),
+    ],
+)
+def test_what_the_hub_does_not_have(make: Make, hub: Any, tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    said = prepare(make, tmp_path / "home", hub[0], **settings)
+    assert said.startswith("UserError:") and words in said
+    assert left_in(make().cache) == []
+
+
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("setting", ["path", "tokenizer"])
+def test_no_network_is_said_in_seconds_with_both_possibilities(
+    make: Make, tmp_path: Path, setting: str, offline: bool
+) -> None:
+    start = time.monotonic()
+    said = prepare(make, tmp_path, NOWHERE, offline=offline, **{setting: "melville/whales"})
+    assert said.startswith(f"UserError: data.{setting}=melville/whales") and "no such local path" in said
+    assert ("HF_HUB_OFFLINE" if offline else f"the hub ({NOWHERE}) cannot be reached") in said
+    assert time.monotonic() - start < 60  # seconds on an idle machine; the libraries' own retries take 47 s more
+    assert left_in(make().cache) == []
