@@ -126,7 +126,9 @@ def enable_activation_checkpointing(model: nn.Module) -> None:
     offered: Any = model
     if hasattr(model, "enable_activation_checkpointing"):
         offered.enable_activation_checkpointing()
-    elif hasattr(model, "gradient_checkpointing_enable"):  # Hugging Face
+    elif hasattr(model, "activation_checkpointing_enable"):  # Hugging Face, from transformers 5.20 or so
+        offered.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    elif hasattr(model, "gradient_checkpointing_enable"):  # and before
         offered.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     else:
         raise UserError(

@@ -41,6 +41,10 @@ def import_deepspeed(device: torch.device) -> ModuleType:
         # op takes two minutes to compile, gloo does the same, and a killed build leaves a lock that hangs every later
         # run (pytorch#189245).
         sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    with silent():
+        deepspeed.init_distributed(
+            auto_mpi_discovery=False
+        )  # takes torch's groups; before it, all think they are alone
     module: ModuleType = deepspeed
     return module
 

@@ -50,7 +50,16 @@ def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=VOCAB, n_positions=LENGTH, n_embd=12, n_layer=1, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        vocab_size=VOCAB,
+        bos_token_id=0,
+        eos_token_id=0,
+        n_positions=LENGTH,
+        n_embd=12,
+        n_layer=1,
+        n_head=2,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
     )
     return GPT2LMHeadModel(config)
 
@@ -116,6 +125,11 @@ def batch_of(step: int) -> dict[str, Tensor]:
     lengths[step % GLOBAL_BATCH] = 0
     labels[torch.arange(LENGTH) >= lengths[:, None]] = -100
     return {"input_ids": inputs, "labels": labels}
+
+
+def factor(step: int) -> float:
+    """Of the learning rate."""
+    return 1.0 - step / 40
 
 
 def micro_batches(step: int, rank: int, world_size: int, accumulation: int) -> list[dict[str, Tensor]]:

@@ -1,0 +1,110 @@
+"""Every engine, on any number of ranks and with any accumulation, trains as a plain PyTorch loop does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from tests.distributed import plain_loop, tiny
+from tests.distributed.ranks import run_on_ranks
+
+STEPS, CLIP = 20, 0.2
+RATE = {"Tiny": 1e-2, "gpt2": 1e-3}
+MODELS = {"Tiny": tiny.Tiny, "gpt2": tiny.gpt2}
+
+
+def train(
+    ranks: Any, engine: str, accumulation: int = 1, model: str = "Tiny", steps: int = STEPS, **changes: Any
+) -> dict[str, Any]:
+    """Losses, gradient norms and effective settings of a short run of an engine."""
+    from functools import partial
+
+    from bigtrain.distributed import sum_over_ranks
+    from bigtrain.engines import build_engine
+
+    config = tiny.config(engine, ranks.world_size, accumulation, grad_clip=CLIP, **changes)
+    objective = tiny.NextToken()
+    built = build_engine(config, MODELS[model], objective, partial(tiny.adamw, lr=RATE[model]), ranks)
+    losses, norms = [], []
+    for step in range(steps):
+        targets = objective.count(tiny.batch_of(step))
+        part = tiny.micro_batches(step, ranks.rank, ranks.world_size, accumulation)
+        result = built.train_step(part, targets, tiny.factor(step))
+        losses.append(float(sum_over_ranks(result.loss.clone())))
+        norms.append(float(result.grad_norm))
+    settings = built.settings()
+    built.close()
+    return {"losses": losses, "norms": norms, "settings": settings}
+
+
+def engines(world_size: int) -> list[str]:
+    return ["zero3", "zero2", "zero1", "zero0", "ddp", *(["local"] if world_size == 1 else [])]
+
+
+def furthest(one: list[float], other: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def in_fp32(ranks: Any) -> dict[tuple[str, str, int], dict[str, Any]]:
+    cases = [("Tiny", engine, accumulation) for engine in engines(ranks.world_size) for accumulation in (1, 2, 4)]
+    cases += [("gpt2", engine, 2) for engine in engines(ranks.world_size)]
+    return {case: train(ranks, case[1], case[2], case[0]) for case in cases}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_fp32_is_a_plain_loop(world_size: int) -> None:
+    plain = {name: plain_loop.losses_and_norms(MODELS[name], RATE[name], STEPS, CLIP) for name in MODELS}
+    runs = run_on_ranks(in_fp32, world_size)[0]
+    for case, run in runs.items():
+        losses, norms = plain[case[0]]
+        assert furthest(run["losses"], losses) < 5e-6, case  # the bar is 1e-5; the losses are near 4
+        assert furthest(run["norms"], norms) < 1e-4, case
+        assert abs(run["losses"][0] / math.log(tiny.VOCAB) - 1) < 0.02, case
+        settings = run["settings"]
+        assert settings["engine"] == case[1]
+        assert settings["world_size"] == world_size
+        assert settings["grad_clip"] == CLIP
+        assert settings["precision"] == "float32"
+        assert settings["lr"] == [RATE[case[0]]] * 2
+        if "zero" in case[1]:
+            assert settings["accumulation"] == case[2]
+            assert settings["global_batch_size"] == tiny.GLOBAL_BATCH
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_data_would_show_a_wrong_normaliser_or_a_missing_clip(name: str) -> None:
+    """What the comparison above is worth: these faults are a thousand times larger than what it allows."""
+    right, norms = plain_loop.losses_and_norms(MODELS[name], RATE[name], STEPS, CLIP)
+    averaged, _ = plain_loop.losses_and_norms(MODELS[name], RATE[name], STEPS, CLIP, bug="averages of averages")
+    unclipped, _ = plain_loop.losses_and_norms(MODELS[name], RATE[name], STEPS, clip=None)
+    assert min(norms) > CLIP
+    assert furthest(averaged, right) > 5e-3
+    assert furthest(unclipped, right) > 5e-3
+
+
+def in_low_precision(ranks: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    from bigtrain.engines.deepspeed_start import import_deepspeed
+    from bigtrain.errors import UserError
+
+    with pytest.raises(UserError, match=r"fp16.*precision=bf16"):
+        train(ranks, "zero2", precision="fp16")
+    # A CPU can do fp16, slowly. DeepSpeed would rather not, but its code for it is the same as on a GPU.
+    import_deepspeed(ranks.device).get_accelerator().is_fp16_supported = lambda: True
+    return {
+        (precision, engine): train(ranks, engine, 2, precision=precision)
+        for precision in ("bf16", "fp16")
+        for engine in engines(ranks.world_size)
+    }
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_low_precision_stays_near(world_size: int) -> None:
+    losses, _ = plain_loop.losses_and_norms(tiny.Tiny, RATE["Tiny"], STEPS, CLIP)
+    runs = run_on_ranks(in_low_precision, world_size)[0]
+    for (precision, engine), run in runs.items():
+        assert furthest(run["losses"], losses) < {"bf16": 3e-3, "fp16": 5e-4}[precision], (precision, engine)
+        assert run["settings"]["precision"] == {"bf16": "bfloat16", "fp16": "float16"}[precision]
+        if engine in ("zero1", "zero2", "zero3"):
+            assert run["settings"]["gradient_precision"] == "float32"
