@@ -167,9 +167,7 @@ def resume(config: RunConfig, engine: Engine, data: Any, ranks: Ranks) -> tuple[
             f"{found.path} was trained on other data ({then}) than this configuration prepares ({now}): the position "
             "in it would mean nothing. Put data.* back as it was, or start in another run.dir."
         )
-    saved = (key.partition("|") for key in (*found.manifest.tensors, *found.manifest.extra))
-    stateful = {name for kind, _, name in saved if kind != "weight"}
-    state, rng = load(found, engine.fragments(stateful), ranks, warn=say)
+    state, rng = load(found, engine.fragments(found.stateful), ranks, warn=say)
     engine.load_scalars(state["engine"])
     engine.loaded()
     if rng is not None:

@@ -11,6 +11,9 @@ from torch.autograd.function import once_differentiable
 IGNORE = -100
 """A label without a target."""
 
+_FEW = 2**23
+"""So few logits at once that it is not worth to split them further."""
+
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Loss and gradients of a chunk of rows at once, so that backward neither keeps nor recomputes logits."""
@@ -66,14 +69,14 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: 
     """Sum over the targets of `cross_entropy(hidden @ weight.T, labels)`, as an fp32 scalar.
 
     hidden (N, D), weight (V, D), labels (N,) int64 with -100 for no target. The logits of `chunk` rows exist at a
-    time; by default of D/2 rows (256 at least), half the size of the weight's own gradient. Products are in autocast's
+    time; by default half as much as the weight's own gradient, or 32 MiB of fp32 where that is more. Products are in autocast's
     dtype where it is on, else in the weight's; softmax, the loss and the weight's gradient are in fp32. The gradient
     can be taken once. The idea is Liger Kernel's fused linear cross-entropy (arXiv:2410.10989).
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     training = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    rows = chunk or max(256, hidden.shape[1] // 2)
+    rows = chunk or max(1, hidden.shape[1] // 2, _FEW // len(weight))
     with torch.autocast(device, enabled=False):
         loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, rows, dtype, training)  # type: ignore[no-untyped-call]
     return loss

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from bigtrain.errors import UserError
 from bigtrain.models.losses import linear_cross_entropy
 from bigtrain.models.shapes import Shape
+from bigtrain.telemetry.meters import matmul_parameters, training_flops_per_token
 
 Rope = tuple[Tensor, Tensor] | None
 
@@ -201,6 +202,18 @@ class Decoder(nn.Module):
     def enable_activation_checkpointing(self) -> None:
         """Keep each block's input only and compute the block again in backward, with the same random numbers."""
         self.activation_checkpointing = True
+
+    @property
+    def flops_per_token(self) -> float:
+        """FLOPs of forward and backward for one token at the full sequence length, for MFU."""
+        tables = [self.embedding, self.positions] if not self.shape.tied else [self.positions]
+        return training_flops_per_token(
+            matmul_parameters(self, [cast(nn.Parameter, table.weight) for table in tables if table is not None]),
+            layers=self.shape.layers,
+            heads=self.shape.heads,
+            head_dim=self.shape.head_width,
+            sequence_length=self.shape.sequence_length,
+        )
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """input_ids (B, S) int64 -> (B, S, D) after the last norm."""

@@ -12,6 +12,7 @@ from bigtrain.errors import UserError, nearest
 from bigtrain.models.build import whole_modules
 from bigtrain.models.native import Head
 from bigtrain.models.source import locate, need_gguf, read_config, reason
+from bigtrain.telemetry.meters import matmul_parameters, training_flops_per_token
 
 
 class HuggingFace(nn.Module):
@@ -21,6 +22,25 @@ class HuggingFace(nn.Module):
         super().__init__()
         self.hf = hf
         self.config = hf.config
+        self.sequence_length: int | None = None
+        """What it is trained at, where that is known."""
+
+    @property
+    def flops_per_token(self) -> float | None:
+        """FLOPs of forward and backward for one token at `sequence_length`, for MFU; None where it is not known."""
+        text = self.config.get_text_config()
+        heads, width = getattr(text, "num_attention_heads", None), getattr(text, "hidden_size", None)
+        if not (self.sequence_length and heads and width and hasattr(text, "num_hidden_layers")):
+            return None
+        looked_up = self.hf.get_input_embeddings().weight
+        tied = looked_up is getattr(self.hf.get_output_embeddings(), "weight", None)
+        return training_flops_per_token(
+            matmul_parameters(self, [] if tied else [looked_up]),
+            layers=text.num_hidden_layers,
+            heads=heads,
+            head_dim=getattr(text, "head_dim", None) or width // heads,
+            sequence_length=self.sequence_length,
+        )
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """input_ids (B, S) int64 -> logits (B, S, V)."""
@@ -56,7 +76,9 @@ def build_hugging_face(
     with whole_modules():
         hf = _pretrained(path, attention) if path is not None else _fresh(config or {}, vocab_size, attention)
         _check_fit(hf, path, vocab_size, sequence_length)
-        return HuggingFaceLinearHead(hf) if _linear_head(hf) else HuggingFace(hf)
+        model = HuggingFaceLinearHead(hf) if _linear_head(hf) else HuggingFace(hf)
+        model.sequence_length = sequence_length
+        return model
 
 
 def _pretrained(path: str, attention: str) -> Any:

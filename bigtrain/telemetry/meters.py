@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +12,7 @@ from bigtrain.telemetry.peaks import Arithmetic, peak_flops
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 def training_flops_per_token(
@@ -31,6 +32,12 @@ def training_flops_per_token(
         sequence_length: S, tokens.
     """
     return 6.0 * matmul_parameters + 12.0 * layers * heads * head_dim * sequence_length
+
+
+def matmul_parameters(model: nn.Module, looked_up: Iterable[nn.Parameter]) -> int:
+    """Parameters that every token is multiplied with: all but the tables in `looked_up`, whole under ZeRO-3 too."""
+    skipped = {id(parameter) for parameter in looked_up}
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters() if id(p) not in skipped)
 
 
 def device_peak_flops(device: torch.device, precision: Literal["fp32", "bf16", "fp16", "fp8"]) -> float | None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bigtrain.errors import UserError
-from bigtrain.models import decoder
+from bigtrain.models import decoder, hugging_face
 from bigtrain.models.native import Decoder, Rotary
 from bigtrain.models.shapes import PRESETS, resolve
 
@@ -234,3 +234,17 @@ def test_the_door_is_light():
     code = "import sys, bigtrain.models, bigtrain.optim, bigtrain.objectives; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_flops_per_token_count_what_a_token_is_multiplied_with(tied):
+    shape = {"vocab_size": 64, "sequence_length": 16, "layers": 2, "heads": 2, "width": 8, "tied": tied}
+    native = decoder(preset="toy", **shape)
+    hf = hugging_face(
+        config={"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8,
+                "num_key_value_heads": native.shape.kv_heads, "intermediate_size": native.shape.mlp_width,
+                "max_position_embeddings": 99, "tie_word_embeddings": tied},
+        vocab_size=64, sequence_length=16,
+    )  # fmt: skip
+    multiplied = sum(p.numel() for p in native.parameters()) - (0 if tied else 64 * 8)
+    assert native.flops_per_token == hf.flops_per_token == 6 * multiplied + 12 * 2 * 8 * 16
