@@ -85,6 +85,9 @@ def evaluate(
         raise UserError(
             f"{path} is a Hugging Face folder without a held-out text: name one, as data.path=FILE or data=D."
         )
+    objective: Component = {"_target_": "bigtrain.objectives.causal_lm"}
+    if config is not None:
+        objective = own_component(trained, "objective", overrides)
     component = other_data(trained, chosen, config_dirs) if chosen else own_component(trained, "data", overrides)
     data = build(component, "data")
     if hasattr(data, "prepare"):
@@ -98,23 +101,17 @@ def evaluate(
             f"The text's tokenizer has {needed} tokens and the model knows {known}: leave data.tokenizer out."
         )
 
-    objective: Component = {"_target_": "bigtrain.objectives.causal_lm"}
-    if config is not None:
-        objective = own_component(trained, "objective", overrides)
-    size, at_once = len(samples), batch_size or (config.trainer.micro_batch_size if config else 8)
-    if config is not None and config.trainer.eval_batches is not None and trained.checkpoint is not None:
-        # As many as all ranks of the training looked at.
-        ranks = trained.checkpoint.manifest.world_size
-        size = min(size, config.trainer.eval_batches * config.trainer.micro_batch_size * ranks)
+    if not chosen or any(text.startswith("trainer.eval_batches=") for text in overrides):
+        samples, what = _first(trained, samples, what)
     precision = config.precision.name if config else "fp32"
     if precision == "fp16" and trained.device.type == "cpu":
         precision = "fp32"  # fp16 is slow and inexact there
-    part = f", its first {size} of {len(samples)} samples" if size < len(samples) else ""
+    size = batch_size or (config.trainer.micro_batch_size if config else 8)
     built = build(objective, "objective")
-    loss, targets = mean_loss(trained, built, _First(samples, size), at_once, precision)
+    loss, targets = mean_loss(trained, built, samples, size, precision)
     step, tokens = trained.progress
     return Evaluation(
-        str(path), step, tokens, loss, built.metrics(loss), f"{what} of {_name(component)}{part}", targets, precision
+        str(path), step, tokens, loss, built.metrics(loss), f"{what} of {_name(component)}", targets, precision
     )
 
 
@@ -136,19 +133,6 @@ def mean_loss(trained: Trained, objective: Any, samples: Any, batch_size: int, p
     if targets == 0:
         raise UserError("The text to evaluate has no targets: it is too short.")
     return float(total) / targets, targets
-
-
-class _First:
-    """The first samples of a set."""
-
-    def __init__(self, samples: Any, size: int) -> None:
-        self._samples, self._size = samples, size
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, index: int) -> Any:
-        return self._samples[index]
 
 
 def own_component(trained: Trained, key: str, overrides: Sequence[str]) -> Component:
@@ -208,6 +192,18 @@ def choose_split(data: Any, whole: bool) -> tuple[Any, str]:
     if isinstance(train, ConcatSet):  # training leaves out what is left after the last whole sample
         train = ConcatSet(train.shards, train.sequence_length, train.pad_id, remainder=True)
     return train, "all"
+
+
+def _first(trained: Trained, samples: Any, what: str) -> tuple[Any, str]:
+    """As many samples as all ranks of the training looked at in an evaluation (`trainer.eval_batches` on each)."""
+    from torch.utils.data import Subset
+
+    assert trained.config is not None and trained.checkpoint is not None
+    trainer, ranks = trained.config.trainer, trained.checkpoint.manifest.world_size
+    size = len(samples) if trainer.eval_batches is None else trainer.eval_batches * trainer.micro_batch_size * ranks
+    if size >= len(samples):
+        return samples, what
+    return Subset(samples, range(size)), f"the first {size} of {len(samples)} samples of {what}"
 
 
 def _without_task(overrides: Sequence[str]) -> list[str]:

@@ -41,7 +41,7 @@ class CommandLine(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say it without a usage in front."""
-        raise UserError(f"{message.removeprefix('argument ')} (bigtrain's help: {self.prog} --help)")
+        raise UserError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
 
     def read(self, argv: Sequence[str]) -> tuple[argparse.Namespace, str, list[str]]:
         """The options, PATH, and the overrides (`a.b=value`).
