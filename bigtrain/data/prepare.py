@@ -9,13 +9,15 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -239,7 +241,7 @@ def _encode(batches: Iterator[list[Document]], tokenizer: Path, workers: int) ->
         _start(tokenizer)
         yield from map(_encode_batch, batches)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(tokenizer, True))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(tokenizer,))
     on_the_way: deque[Future[Encoded]] = deque()
     try:
         for batch in batches:
@@ -260,12 +262,20 @@ def _encode(batches: Iterator[list[Document]], tokenizer: Path, workers: int) ->
 _encoder: tokenizers_.Encoder
 
 
-def _start(tokenizer: Path, one_thread: bool = False) -> None:
+def _start(tokenizer: Path) -> None:
     """Each process has its own tokenizer; where there are several, each on one thread."""
     global _encoder
-    if one_thread:
+    parent = parent_process()
+    if parent is not None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _encoder = tokenizers_.Encoder(tokenizer)
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """A pool's processes outlive a parent that was killed, and wait for ever; these do not."""
+    parent.join()
+    os._exit(1)
 
 
 def _encode_batch(batch: list[Document]) -> Encoded:

@@ -231,6 +231,42 @@ def test_killed_at_any_moment_nothing_half_is_taken_for_whole(corpus: Path, tmp_
     assert len(out.strip()) == 16
 
 
+def children(of: int) -> set[int]:
+    """Processes that `of` started."""
+    tasks = Path(f"/proc/{of}/task").glob("*/children")
+    return {int(child) for task in tasks for child in task.read_text().split()}
+
+
+def alive(process: int) -> bool:
+    """Neither gone nor dead and waiting to be collected."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_processes_that_tokenise_end_with_the_one_that_is_killed(prepared: TextData, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one whale after the other"}\n' * 300_000)
+    tokenizer = gpt2_files(prepared, tmp_path / "gpt2")
+    code = f"""
+import bigtrain.data
+if __name__ == "__main__":
+    bigtrain.data.text(path={str(path)!r}, sequence_length=64, tokenizer={str(tokenizer)!r}, workers=2,
+                       cache={str(tmp_path / "cache")!r}).prepare()
+"""
+    process = python(code)
+    end = time.monotonic() + 60
+    while len(pool := children(process.pid)) < 3:  # two, and Python's resource tracker
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)  # they hold its output open
+    while any(alive(child) for child in pool):
+        assert time.monotonic() < end, [child for child in pool if alive(child)]
+        time.sleep(0.05)
+
+
 def test_memory_does_not_grow_with_the_corpus(prepared: TextData, chapters: list[str], tmp_path: Path) -> None:
     """Three times the text (4 MB more, and 8 MB of tokens) in less than 4 MB more memory."""
     peaks = []
