@@ -19,8 +19,9 @@ from bigtrain.distributed import Ranks, max_over_ranks, sum_on_hosts, sum_over_r
 from bigtrain.engines.base import Batch, Engine, Objective
 from bigtrain.errors import RunError
 from bigtrain.telemetry.meters import Meters, peak_memory_bytes
+from bigtrain.telemetry.metrics import Number, Split
 
-Numbers = dict[str, float | int | None]
+Numbers = dict[str, Number]
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ class Job:
     settings: Trainer
     total_steps: int
     meters: Meters
-    log: Callable[[int, str, Numbers], None]
+    log: Callable[[int, Split, Numbers], None]
     """A line of metrics: step, split, numbers."""
     save: Callable[[State, float | None], None]
     """Write a checkpoint; the number is the held-out loss at this step, where it was measured."""
