@@ -37,5 +37,5 @@ def losses_and_norms(
         loss.backward()
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf"))))
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses, norms

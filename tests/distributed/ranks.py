@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import time
 import traceback
@@ -40,7 +41,7 @@ def run_on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any,
             for pipe in ready:
                 rank = pipes.index(pipe)
                 try:
-                    fault, answer = pipe.recv()
+                    fault, answer = pickle.loads(pipe.recv_bytes())
                 except EOFError:
                     workers[rank].join()
                     fault, answer = f"ended with exit code {workers[rank].exitcode}", None
@@ -75,7 +76,7 @@ def _rank(pipe: Connection, function: Callable[..., Any], rank: int, size: int, 
         torch.set_num_threads(1)
         ranks = setup("cpu", timeout_s=120)
         answer = function(ranks, *arguments)
-        pipe.send((None, answer))
+        pipe.send_bytes(pickle.dumps((None, answer)))  # by value: `send` would hand tensors over as files
         teardown()
     except BaseException:
-        pipe.send((traceback.format_exc(), None))
+        pipe.send_bytes(pickle.dumps((traceback.format_exc(), None)))

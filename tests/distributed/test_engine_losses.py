@@ -12,11 +12,12 @@ from tests.distributed.ranks import run_on_ranks
 
 STEPS, CLIP = 20, 0.2
 RATE = {"Tiny": 1e-2, "gpt2": 1e-3}
+SLOW = 2e-3  # rounding grows with the steps that Adam takes on small gradients
 MODELS = {"Tiny": tiny.Tiny, "gpt2": tiny.gpt2}
 
 
 def train(
-    ranks: Any, engine: str, accumulation: int = 1, model: str = "Tiny", steps: int = STEPS, **changes: Any
+    ranks: Any, engine: str, accumulation: int = 1, model: str = "Tiny", lr: float | None = None, **changes: Any
 ) -> dict[str, Any]:
     """Losses, gradient norms and effective settings of a short run of an engine."""
     from functools import partial
@@ -26,9 +27,9 @@ def train(
 
     config = tiny.config(engine, ranks.world_size, accumulation, grad_clip=CLIP, **changes)
     objective = tiny.NextToken()
-    built = build_engine(config, MODELS[model], objective, partial(tiny.adamw, lr=RATE[model]), ranks)
+    built = build_engine(config, MODELS[model], objective, partial(tiny.adamw, lr=lr or RATE[model]), ranks)
     losses, norms = [], []
-    for step in range(steps):
+    for step in range(STEPS):
         targets = objective.count(tiny.batch_of(step))
         part = tiny.micro_batches(step, ranks.rank, ranks.world_size, accumulation)
         result = built.train_step(part, targets, tiny.factor(step))
@@ -75,13 +76,13 @@ def test_fp32_is_a_plain_loop(world_size: int) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_data_would_show_a_wrong_normaliser_or_a_missing_clip(name: str) -> None:
-    """What the comparison above is worth: these faults are a thousand times larger than what it allows."""
+    """What the comparison above is worth: these faults are a hundred times larger than what it allows."""
     right, norms = plain_loop.losses_and_norms(MODELS[name], RATE[name], STEPS, CLIP)
     averaged, _ = plain_loop.losses_and_norms(MODELS[name], RATE[name], STEPS, CLIP, bug="averages of averages")
     unclipped, _ = plain_loop.losses_and_norms(MODELS[name], RATE[name], STEPS, clip=None)
     assert min(norms) > CLIP
-    assert furthest(averaged, right) > 5e-3
-    assert furthest(unclipped, right) > 5e-3
+    assert furthest(averaged, right) > 5e-4
+    assert furthest(unclipped, right) > 5e-4
 
 
 def in_low_precision(ranks: Any) -> dict[tuple[str, str], dict[str, Any]]:
@@ -93,7 +94,7 @@ def in_low_precision(ranks: Any) -> dict[tuple[str, str], dict[str, Any]]:
     # A CPU can do fp16, slowly. DeepSpeed would rather not, but its code for it is the same as on a GPU.
     import_deepspeed(ranks.device).get_accelerator().is_fp16_supported = lambda: True
     return {
-        (precision, engine): train(ranks, engine, 2, precision=precision)
+        (precision, engine): train(ranks, engine, 2, precision=precision, lr=SLOW)
         for precision in ("bf16", "fp16")
         for engine in engines(ranks.world_size)
     }
@@ -101,10 +102,10 @@ def in_low_precision(ranks: Any) -> dict[tuple[str, str], dict[str, Any]]:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_low_precision_stays_near(world_size: int) -> None:
-    losses, _ = plain_loop.losses_and_norms(tiny.Tiny, RATE["Tiny"], STEPS, CLIP)
+    losses, _ = plain_loop.losses_and_norms(tiny.Tiny, SLOW, STEPS, CLIP)
     runs = run_on_ranks(in_low_precision, world_size)[0]
     for (precision, engine), run in runs.items():
-        assert furthest(run["losses"], losses) < {"bf16": 3e-3, "fp16": 5e-4}[precision], (precision, engine)
+        assert furthest(run["losses"], losses) < {"bf16": 2e-3, "fp16": 2e-4}[precision], (precision, engine)
         assert run["settings"]["precision"] == {"bf16": "bfloat16", "fp16": "float16"}[precision]
         if engine in ("zero1", "zero2", "zero3"):
             assert run["settings"]["gradient_precision"] == "float32"
