@@ -149,18 +149,19 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:
     return build(component, "optimizer", groups)  # type: ignore[no-any-return]
 
 
-def resume(config: RunConfig, engine: Engine, data: Any, ranks: Ranks) -> tuple[State, Checkpoint | None]:
-    """Put the engine, the random numbers and the loop's state where the newest intact checkpoint left them."""
+def resume(
+    config: RunConfig, engine: Engine, data: Any, ranks: Ranks
+) -> tuple[State, Checkpoint | None, dict[str, Any] | None]:
+    """Put the engine where the newest intact checkpoint left it; the loop's state, and this rank's random states."""
     from bigtrain.checkpoint.find import find
     from bigtrain.checkpoint.load import load
-    from bigtrain.distributed import run_on_first, seed_all, set_rng_state
+    from bigtrain.distributed import run_on_first
     from bigtrain.telemetry.progress import say
     from bigtrain.trainer import State
 
-    seed_all(config.seed, ranks.rank)  # dropout: a stream of its own on each rank
     found = run_on_first(lambda: find(config.run.dir or "", say))
     if found is None:
-        return State(), None
+        return State(), None, None
     now, then = getattr(data, "fingerprint", None), found.manifest.state.get("data")
     if now != then:
         raise UserError(
@@ -170,11 +171,9 @@ def resume(config: RunConfig, engine: Engine, data: Any, ranks: Ranks) -> tuple[
     state, rng = load(found, engine.fragments(found.stateful), ranks, warn=say)
     engine.load_scalars(state["engine"])
     engine.loaded()
-    if rng is not None:
-        set_rng_state(rng)
     if ranks.first:
         say(f"going on from {found.path}")
-    return State(**state["loop"]), found
+    return State(**state["loop"]), found, rng
 
 
 class Saver:
@@ -248,7 +247,7 @@ def work(composed: Composed) -> int:
 
 def _train(composed: Composed, ranks: Ranks) -> int:
     from bigtrain.checkpoint.folder import lock
-    from bigtrain.distributed import run_on_first, seed_all
+    from bigtrain.distributed import run_on_first, seed_all, set_rng_state
     from bigtrain.engines import build_engine
     from bigtrain.outputs import Outputs, finish
     from bigtrain.telemetry.environment import write_environment
@@ -274,7 +273,7 @@ def _train(composed: Composed, ranks: Ranks) -> int:
         engine = build_engine(
             config, lambda: build_model(config, data), objective, lambda model: build_optimizer(config, model), ranks
         )
-        state, checkpoint = resume(config, engine, data, ranks)
+        state, checkpoint, rng = resume(config, engine, data, ranks)
         if ranks.first:  # from here on the run has taken the configuration up
             freeze(composed.raw, run_dir / "config.yaml")
             (run_dir / PENDING).unlink(missing_ok=True)
@@ -294,7 +293,12 @@ def _train(composed: Composed, ranks: Ranks) -> int:
             save_every=config.checkpoint.every,
             stepped=outputs.stepped,
         )
-        finished = fit(job, state, stop)
+        # The last thing before the loop, as an import is enough to draw a random number.
+        seed_all(config.seed, ranks.rank)  # dropout: a stream of its own on each rank
+        if rng is not None:
+            set_rng_state(rng)
+        with stop.deferred():
+            finished = fit(job, state, stop)
         outputs.close()
         engine.close()
         if ranks.first:

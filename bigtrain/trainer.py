@@ -17,7 +17,7 @@ import torch
 from bigtrain.config.schema import Trainer
 from bigtrain.distributed import Ranks, max_over_ranks, sum_on_hosts, sum_over_ranks
 from bigtrain.engines.base import Batch, Engine, Objective
-from bigtrain.errors import RunError
+from bigtrain.errors import EXIT_STOPPED, RunError
 from bigtrain.telemetry.meters import Meters, peak_memory_bytes
 from bigtrain.telemetry.metrics import Number, Split
 
@@ -73,15 +73,21 @@ class Job:
 
 
 class Stop:
-    """SIGTERM, SIGUSR1 (a scheduler's notice) and SIGINT ask for an end after the step; a second SIGINT insists."""
+    """SIGTERM, SIGUSR1 (a scheduler's notice) and SIGINT ask for an end after the step; a second SIGINT insists.
+
+    Outside of the loop there is no step to finish and nothing to save: the process ends at once, with the same code.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self.in_loop = False
 
     def _ask(self, number: int, frame: object) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
+        if not self.in_loop:
+            raise SystemExit(EXIT_STOPPED)
 
     @contextmanager
     def armed(self) -> Iterator[Stop]:
@@ -93,6 +99,15 @@ class Stop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """The loop: what is asked for in here is done after the step."""
+        self.in_loop = True
+        try:
+            yield
+        finally:
+            self.in_loop = False
 
 
 def evaluate(job: Job) -> float | None:
