@@ -27,6 +27,6 @@ class Fragment:
     as a flat live view of `numel` elements: loading is `tensor.copy_()`."""
     extra: dict[str, Tensor | float | int] = field(default_factory=dict)
     """Optimizer state of any other shape ("step", Adafactor's "row_var"), whole and the same on every holder. Tensors
-    are live (load in place); plain numbers are written back through `Engine.load_extra`."""
+    are live (load in place); plain numbers are set in this dict, from where `Engine.loaded` takes them."""
     owner: bool = True
     """Over the ranks each element has exactly one owner: owners write, every holder loads."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bigtrain.distributed import Ranks, broadcast_object, sum_on_hosts
+from bigtrain.distributed import Ranks, run_on_first
 from bigtrain.errors import UserError
 
 log = logging.getLogger("bigtrain.deepspeed")
@@ -84,22 +84,26 @@ def build_once(build_model: Callable[[], nn.Module], ranks: Ranks) -> nn.Module:
     transformers models from a config, first loss 89.9 where ln(vocabulary) = 6.9.) A model that cannot be pickled is
     built on every rank.
     """
-    model = build_model() if ranks.first else None
-    outline = None
-    if ranks.first and ranks.world_size > 1:
+    if ranks.world_size == 1:
+        return build_model()
+    built: list[nn.Module] = []
+
+    def outline() -> bytes | None:
+        built.append(build_model())
         buffer = io.BytesIO()
         with contextlib.suppress(Exception):  # lambdas and local classes: whatever pickle says, there is another way
-            _Outline(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(model)
-            outline = buffer.getvalue()
-    if ranks.world_size > 1:
-        outline = broadcast_object(outline)
-    if outline is not None and model is None:
+            _Outline(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(built[0])
+            return buffer.getvalue()
+        return None
+
+    pickled = run_on_first(outline)
+    if pickled is not None and not built:
         with contextlib.suppress(Exception):  # a class that this rank cannot import
-            model = pickle.loads(outline)  # from rank 0 of this job, over its own process group
-    (missing,) = sum_on_hosts(ranks, int(model is None))
-    if missing:
-        log.info("the model's modules cannot be pickled: every rank builds the whole model before it is sharded")
-    return model if model is not None else build_model()
+            built.append(pickle.loads(pickled))  # from rank 0 of this job, over its own process group
+    if not built:
+        log.info("the model's modules cannot be pickled: this rank builds the whole model before it is sharded")
+        built.append(build_model())
+    return built[0]
 
 
 class _Outline(pickle.Pickler):

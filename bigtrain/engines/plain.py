@@ -50,6 +50,10 @@ class PlainEngine:
                 f"engine=local trains in one process, and there are {ranks.world_size}. "
                 "Use engine=ddp or engine=zero2, or launcher.processes=1."
             )
+        if config.engine.extra:
+            raise UserError(
+                f"engine.extra is for DeepSpeed, and engine={self.name} is without: use engine=zero0 to zero3."
+            )
         self._clip = config.trainer.grad_clip
         self._micro_batch_size = config.trainer.micro_batch_size
         self._dtype = DTYPES[config.precision.name]

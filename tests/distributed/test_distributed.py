@@ -50,6 +50,7 @@ def talk(ranks: Any) -> dict[str, Any]:
         ("unknown key", "zero2", {"extra": {"zero_optimization": {"overlap_com": True}}}),
         ("no checkpointing", "ddp", {"activation_checkpointing": "full"}),
         ("adagrad", "zero1", {}),
+        ("extra", "ddp", {"extra": {"dump_state": True}}),
     ):
         optimizer = (lambda model: torch.optim.Adagrad(model.parameters())) if name == "adagrad" else tiny.adamw
         with pytest.raises(UserError) as caught:
@@ -57,6 +58,12 @@ def talk(ranks: Any) -> dict[str, Any]:
                 tiny.config(engine, ranks.world_size, **changes), tiny.Tiny, tiny.NextToken(), optimizer, ranks
             )
         answers[name] = str(caught.value)
+
+    def no_such_model() -> Any:
+        raise UserError("no such model")
+
+    with pytest.raises(UserError, match="no such model"):  # rank 0 alone builds it; the other must not wait for ever
+        build_engine(tiny.config("zero3", 2), no_such_model, tiny.NextToken(), tiny.adamw, ranks)
     distributed.barrier()
     return answers
 
@@ -75,6 +82,7 @@ def test_ranks_agree() -> None:
         assert "Did you mean 'overlap_comm'?" in answers["unknown key"]
         assert "trainer.activation_checkpointing=none" in answers["no checkpointing"]
         assert "Adagrad" in answers["adagrad"]
+        assert "engine.extra is for DeepSpeed" in answers["extra"]
     assert first["failed"] == ("ValueError", "a bug")
     assert second["failed"] == ("RuntimeError", "rank 0 failed: ValueError: a bug")
 
