@@ -26,6 +26,10 @@ ROOMS = {
 }
 
 
+FILLED = {"model": ("vocab_size",)}
+"""Settings that bigtrain fills in where they are null: the tokenizer knows its vocabulary."""
+
+
 def components(config: RunConfig) -> dict[str, Component]:
     """Every component of a configuration by its dotted key."""
     single = {key: getattr(config, key) for key in ROOMS if key != "tracker"}
@@ -94,7 +98,8 @@ def check_component(component: Component, key: str, positional: int, origin: Ori
     """
     target = target_of(component, key, origin)
     function = resolve(target, key, origin)
-    settings = {name: value for name, value in component.items() if name != "_target_"}
+    filled = FILLED.get(key, ())
+    settings = {n: v for n, v in component.items() if n != "_target_" and not (n in filled and v is None)}
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a builtin without a signature: the call itself will judge
@@ -105,7 +110,7 @@ def check_component(component: Component, key: str, positional: int, origin: Ori
         refuse_unknown(settings, taken, key, origin)
     for p in parameters[positional:]:
         required = p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-        if required and settings.get(p.name, p.empty) is p.empty:
+        if required and p.name not in filled and p.name not in settings:
             raise UserError(f"{key}.{p.name} has no value: give one, as {key}.{p.name}=VALUE ({target} needs it).")
     checked = {
         name: check(value, _annotation(function, signature, name), f"{key}.{name}", origin)
