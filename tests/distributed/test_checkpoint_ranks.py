@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_on_ranks
 
 from bigtrain.checkpoint.find import Checkpoint, find
 from bigtrain.checkpoint.fragments import Fragment
 from bigtrain.checkpoint.load import load
 from bigtrain.checkpoint.save import save
 from bigtrain.distributed import Ranks
+from tests.distributed.ranks import run_on_ranks
 
 ONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
 SHAPE = (73, 137)
