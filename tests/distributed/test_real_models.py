@@ -1,4 +1,4 @@
-"""bigtrain's own models, objective and optimizer under the engines: tied and untied heads, checkpointed blocks."""
+"""bigtrain's own models, objective and optimizers under the engines: tied and untied heads, checkpointed blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from bigtrain.distributed import seed_all
 from bigtrain.models import decoder, hugging_face
 from bigtrain.objectives import causal_lm
-from bigtrain.optim import adamw
+from bigtrain.optim import adafactor, adamw, lion, muon, sgd
 from tests.distributed import tiny
 from tests.distributed.ranks import run_on_ranks
 
@@ -38,13 +38,25 @@ MODELS = {
         sequence_length=tiny.LENGTH,
     ),
 }
+OPTIMIZERS = {
+    "adamw": partial(adamw, lr=LR),
+    "lion": partial(lion, lr=LR / 10),
+    "sgd": partial(sgd, lr=0.3),
+    "adafactor": partial(adafactor, lr=LR),
+    "muon": partial(muon, lr=LR),
+}
+CASES = [
+    (name, *engine, "adamw") for name in MODELS for engine in (("zero3", "full"), ("zero2", "none"), ("ddp", "full"))
+]
+CASES += [("llama", engine, "none", name) for name in ("lion", "sgd") for engine in ("ddp", "zero1", "zero3")]
+CASES += [("gpt2", engine, "none", name) for name in ("adafactor", "muon") for engine in ("ddp", "zero0")]
 
 
-def plain(build_model: Any) -> list[float]:
+def plain(build_model: Any, build_optimizer: Any) -> list[float]:
     """The oracle: whole batches, one process, torch alone."""
     seed_all(7)
     model = build_model().train()
-    optimizer = adamw(model, lr=LR)
+    optimizer = build_optimizer(model)
     losses = []
     for step in range(STEPS):
         batch = tiny.batch_of(step)
@@ -58,27 +70,29 @@ def plain(build_model: Any) -> list[float]:
     return losses
 
 
-def under_engines(ranks: Any) -> dict[tuple[str, str, str], list[float]]:
+def under_engines(ranks: Any) -> dict[tuple[str, str, str, str], list[float]]:
     from bigtrain.distributed import sum_over_ranks
     from bigtrain.engines import build_engine
 
     answers = {}
-    for name, build_model in MODELS.items():
-        for engine, checkpointing in (("zero3", "full"), ("zero2", "none"), ("ddp", "full")):
-            config = tiny.config(engine, ranks.world_size, ACCUMULATION, activation_checkpointing=checkpointing)
-            built = build_engine(config, build_model, causal_lm(), partial(adamw, lr=LR), ranks)
-            losses = []
-            for step in range(STEPS):
-                part = tiny.micro_batches(step, ranks.rank, ranks.world_size, ACCUMULATION)
-                result = built.train_step(part, causal_lm().count(tiny.batch_of(step)), 1.0)
-                losses.append(float(sum_over_ranks(result.loss.clone())))
-            answers[name, engine, checkpointing] = losses
-            built.close()
+    for case in CASES:
+        name, engine, checkpointing, optimizer = case
+        config = tiny.config(engine, ranks.world_size, ACCUMULATION, activation_checkpointing=checkpointing)
+        built = build_engine(config, MODELS[name], causal_lm(), OPTIMIZERS[optimizer], ranks)
+        losses = []
+        for step in range(STEPS):
+            part = tiny.micro_batches(step, ranks.rank, ranks.world_size, ACCUMULATION)
+            result = built.train_step(part, causal_lm().count(tiny.batch_of(step)), 1.0)
+            losses.append(float(sum_over_ranks(result.loss.clone())))
+        answers[case] = losses
+        built.close()
     return answers
 
 
-def test_own_models_train_as_in_a_plain_loop() -> None:
-    right = {name: plain(build_model) for name, build_model in MODELS.items()}
+def test_own_models_and_optimizers_train_as_in_a_plain_loop() -> None:
+    right = {(name, chosen): plain(MODELS[name], OPTIMIZERS[chosen]) for name, _, _, chosen in CASES}
     for case, losses in run_on_ranks(under_engines, 2)[0].items():
-        assert torch.allclose(torch.tensor(losses), torch.tensor(right[case[0]]), rtol=0, atol=5e-6), case
+        name, _, _, chosen = case
+        assert torch.allclose(torch.tensor(losses), torch.tensor(right[name, chosen]), rtol=0, atol=5e-6), case
         assert abs(losses[0] / math.log(tiny.VOCAB) - 1) < 0.02, case
+        assert losses[-1] != losses[0]
