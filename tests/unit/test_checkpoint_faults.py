@@ -113,8 +113,9 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     started = time.monotonic()
     save(tmp_path, 1, whole(1, 300_000), {}, {}, ONE)
     takes = time.monotonic() - started
-    last = 1
-    for _ in range(25):
+    last, kills = 1, 0
+    while kills < 25 or last == 1:  # on a loaded machine the first children may all die before their first rename
+        kills += 1
         child = os.fork()
         if child == 0:
             for step in range(last + 1, last + 100):
@@ -127,7 +128,6 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         assert found is not None and found.step >= last and value_of(found) == found.step
         assert all(verify(tmp_path / "checkpoints" / name) == [] for name in visible(tmp_path))
         last = found.step
-    assert last > 1
 
 
 # --------------------------------------------------------------------------------------------- full and broken disks

@@ -80,7 +80,7 @@ def test_more_shards_than_open_files(tmp_path: Path) -> None:
     train = ConcatSet(t, 4, pad_id=0, remainder=False)
     assert sum(int(sample["input_ids"].sum()) for sample in train) == sum(range(1, len(train) * 4 + 1))
     mapped = sum(f"{tmp_path}/train-0" in line for line in Path("/proc/self/maps").read_text().splitlines())
-    assert 0 < mapped <= 256
+    assert 0 < mapped <= 256 + 2  # the cache, and what the last sample was cut from
 
 
 def test_no_sample_outside() -> None:
