@@ -11,9 +11,6 @@ from torch.autograd.function import once_differentiable
 IGNORE = -100
 """A label without a target."""
 
-_FEW = 2**23
-"""So few logits at once that it is not worth to split them further."""
-
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Loss and gradients of a chunk of rows at once, so that backward neither keeps nor recomputes logits."""
@@ -30,14 +27,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(h) if training and ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if training and ctx.needs_input_grad[1] else None
         loss = torch.zeros((), dtype=wide, device=hidden.device)
+        # One buffer for all chunks, and worked on in place: (rows, V) is the largest tensor here.
+        buffer = torch.empty(min(rows, len(h)), len(w), dtype=wide, device=h.device)
+        narrow = buffer if dtype == wide else torch.empty_like(buffer, dtype=dtype)
         for start in range(0, len(h), rows):
             part = slice(start, start + rows)
-            logp = torch.log_softmax(torch.mm(h[part], w.t()).to(wide), dim=-1)  # (rows, V), the largest tensor here
-            loss -= logp.gather(1, target[part]).masked_fill_(~kept[part], 0).sum()
+            logits = torch.mm(h[part], w.t(), out=narrow[: len(h[part])])
+            logits = logits if dtype == wide else buffer[: len(logits)].copy_(logits)
+            logits.sub_(logits.amax(dim=-1, keepdim=True))
+            correct = logits.gather(1, target[part])
+            total = logits.exp_().sum(dim=-1, keepdim=True)
+            loss += (total.log() - correct).masked_fill_(~kept[part], 0).sum()
             if not training:
                 continue
             # d loss / d logits = softmax - one_hot(target)
-            grad = logp.exp_().scatter_add_(1, target[part], torch.full_like(target[part], -1, dtype=wide)).to(dtype)
+            grad = logits.div_(total).scatter_add_(1, target[part], torch.full_like(correct, -1))
+            grad = grad if dtype == wide else narrow[: len(grad)].copy_(grad)
             if grad_hidden is not None:
                 torch.mm(grad, w, out=grad_hidden[part])
             if grad_weight is None:
@@ -64,19 +69,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None, None
 
 
+def rows_at_once(hidden: Tensor, weight: Tensor) -> int:
+    """How many rows of logits to make at a time."""
+    vocabulary, width = weight.shape
+    if hidden.is_cuda:
+        # Each chunk reads and writes the weight's whole gradient: a GPU wants few of them, and half that gradient's
+        # size (or 128 MiB) is little beside it.
+        return max(width // 2, 2**25 // vocabulary)
+    return max(1, 2**24 // vocabulary)  # 64 MiB in fp32
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
     """Sum over the targets of `cross_entropy(hidden @ weight.T, labels)`, as an fp32 scalar.
 
     hidden (N, D), weight (V, D), labels (N,) int64 with -100 for no target. The logits of `chunk` rows exist at a
-    time; by default half as much as the weight's own gradient, or 32 MiB of fp32 where that is more. Products are in autocast's
-    dtype where it is on, else in the weight's; softmax, the loss and the weight's gradient are in fp32. The gradient
-    can be taken once. The idea is Liger Kernel's fused linear cross-entropy (arXiv:2410.10989).
+    time. Products are in autocast's dtype where it is on, else in the weight's; softmax, the loss and the weight's
+    gradient are in fp32. The gradient can be taken once. The idea is that of Liger Kernel (arXiv:2410.10989).
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     training = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    rows = chunk or max(1, hidden.shape[1] // 2, _FEW // len(weight))
+    rows = chunk or rows_at_once(hidden, weight)
     with torch.autocast(device, enabled=False):
         loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, rows, dtype, training)  # type: ignore[no-untyped-call]
     return loss
