@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from bigtrain.config.components import build
 from bigtrain.config.schema import RunConfig
+from bigtrain.errors import RunError, UserError
 from bigtrain.telemetry.metrics import JsonlLog, Number, Split, read_lines
 from bigtrain.telemetry.progress import TrainProgress, console, say
 from bigtrain.telemetry.trackers import Trackers
@@ -86,22 +87,52 @@ def print_evaluations(run_dir: Path) -> None:
 
 
 def finish(config: RunConfig, run_dir: Path, finished: bool) -> None:
-    """After the last step, on rank 0 alone: the table, a sample, the export, the report."""
+    """After the last step, on rank 0 alone: the table, a sample, the export, the report.
+
+    One that cannot be made does not keep the others from being made: the first error is raised at the end.
+    """
     print_evaluations(run_dir)
-    evaluation = config.evaluation
     if not finished:
         say(f"stopped on request after a checkpoint; go on with: bigtrain train run.dir={run_dir}")
-    if finished and evaluation.generate is not None:
-        from bigtrain.generate import generate
+    evaluation = config.evaluation
+    parts: list[tuple[bool, Callable[[], None]]] = [
+        (finished and evaluation.generate is not None, lambda: _sample(config, run_dir)),
+        (finished and evaluation.export, lambda: _export(config, run_dir)),
+        (evaluation.report, lambda: _report(run_dir)),
+    ]
+    errors = []
+    for wanted, make in parts:
+        if wanted:
+            try:
+                make()
+            except (UserError, RunError) as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
 
-        sample = generate(run_dir, evaluation.generate, max_new_tokens=evaluation.generate_tokens, config=config)
-        (run_dir / "sample.txt").write_text(sample + "\n", encoding="utf-8")
-        say(f"sample: {sample}")
-    if finished and evaluation.export:
-        from bigtrain.export import export
 
-        say(f"export: {export(run_dir, run_dir / 'export', config=config)}")
-    if evaluation.report:
-        from bigtrain.report import write_report
+def _sample(config: RunConfig, run_dir: Path) -> None:
+    from bigtrain.generate import generate
 
-        say(f"report: {write_report(run_dir)}")
+    evaluation = config.evaluation
+    sample = generate(
+        run_dir,
+        evaluation.generate or "",
+        max_new_tokens=evaluation.generate_tokens,
+        temperature=evaluation.generate_temperature,
+        config=config,
+    )
+    (run_dir / "sample.txt").write_text(sample + "\n", encoding="utf-8")
+    say(f"sample: {sample}")
+
+
+def _export(config: RunConfig, run_dir: Path) -> None:
+    from bigtrain.export import export
+
+    say(f"export: {export(run_dir, run_dir / 'export', config=config)}")
+
+
+def _report(run_dir: Path) -> None:
+    from bigtrain.report import write_report
+
+    say(f"report: {write_report(run_dir)}")

@@ -55,13 +55,18 @@ def _positive(config: RunConfig) -> None:
         "launcher.cpu_processes": launcher.cpu_processes,
         "launcher.threads": launcher.threads,
         "engine.bucket_size": config.engine.bucket_size,
+        "evaluation.generate_tokens": config.evaluation.generate_tokens,
+        "precision.loss_scale_window": config.precision.loss_scale_window,
     }
     above_zero = {
         "trainer.epochs": trainer.epochs,
         "trainer.grad_clip": trainer.grad_clip,
         "trainer.timeout_s": trainer.timeout_s,
         "precision.initial_loss_scale": config.precision.initial_loss_scale,
+        "evaluation.generate_temperature": config.evaluation.generate_temperature or None,
     }
+    if config.checkpoint.keep_best < 0:
+        raise UserError(f"checkpoint.keep_best={config.checkpoint.keep_best}: it must be at least 0.")
     for key, value in at_least_one.items():
         if value is not None and value < 1:
             raise UserError(f"{key}={value}: it must be at least 1.")

@@ -107,6 +107,8 @@ class Evaluation:
     generate: str | None = None
     """A prompt: sample text is printed and kept at the end."""
     generate_tokens: int = 100
+    generate_temperature: float = 0.8
+    """0: always the likeliest token."""
     report: bool = True
     export: bool = False
     """Write a Hugging Face folder into `<run>/export`."""

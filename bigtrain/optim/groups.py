@@ -28,7 +28,7 @@ def roles(model: nn.Module) -> dict[nn.Parameter, str]:
                 continue
             if isinstance(module, nn.Embedding):
                 found[parameter] = "embedding"
-            elif type(module).__name__.endswith("Norm") or "norm" in name.lower():
+            elif type(module).__name__.endswith("Norm"):
                 found[parameter] = "norm"
             elif len(shape_of(parameter)) < 2 or leaf == "bias":
                 found.setdefault(parameter, "vector")
