@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -318,6 +321,24 @@ def test_a_tokenizer_or_sequence_too_large_for_pretrained_weights_is_refused(fol
         hugging_face(path=str(folder), vocab_size=121)
     with pytest.raises(UserError, match="takes 64 tokens"):
         hugging_face(path=str(folder), sequence_length=65)
+
+
+@pytest.mark.parametrize("build", [decoder, hugging_face])
+def test_a_gguf_file_needs_its_package_or_is_judged_by_it(build, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF but no more")
+    wanted = "cannot load it" if importlib.util.find_spec("gguf") else r"pip install 'bigtrain\[gguf\]'"
+    with pytest.raises(UserError, match=wanted):
+        build(path=str(tmp_path))
+
+
+def test_a_real_gguf_model_is_the_same_through_both_doors():
+    """SmolLM2-135M, in the folder `smollm2` of $BIGTRAIN_DATA."""
+    pytest.importorskip("gguf")
+    folder = Path(os.environ.get("BIGTRAIN_DATA", ""), "smollm2")
+    if not folder.is_dir():
+        pytest.skip("set BIGTRAIN_DATA to a folder with smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    with torch.no_grad():
+        close(decoder(path=str(folder)).eval()(IDS), hugging_face(path=str(folder)).eval()(IDS))
 
 
 def test_the_code_of_a_folder_is_never_run(folder, tmp_path):
