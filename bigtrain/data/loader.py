@@ -68,7 +68,7 @@ def batches(
     order = Order(len(dataset), seed)
     mine = np.arange(global_batch_size, dtype=np.int64).reshape(-1, world_size, micro_batch_size)[:, rank]
     # The order of many steps at once: a call costs a third of a millisecond however few its positions are.
-    ahead = mine + global_batch_size * np.arange(max(1, 4096 // mine.size), dtype=np.int64)[:, None, None]
+    ahead = mine + global_batch_size * np.arange(max(1, 1024 // mine.size), dtype=np.int64)[:, None, None]
 
     def steps() -> Iterator[tuple[list[Batch], int]]:
         at = position
