@@ -76,6 +76,16 @@ def test_presets_have_the_published_number_of_parameters(preset, millions):
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
+def test_weights_start_as_gpt2s_and_what_is_added_up_starts_smaller():
+    model = decoder(preset="toy", positions="learned", bias=True, norm="layer_norm")
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            small = name.endswith(("attention.out.weight", "mlp.down.weight"))
+            assert p.std().item() == pytest.approx(0.02 / math.sqrt(2 * 4) if small else 0.02, rel=0.05), name
+        else:
+            assert (p == (1 if "norm" in name and name.endswith("weight") else 0)).all(), name
+
+
 def test_what_is_set_wins_over_the_preset():
     model = decoder(preset="toy", layers=1, vocab_size=300, tied=False)
     assert len(model.blocks) == 1
@@ -109,12 +119,13 @@ def test_learned_positions_end():
 
 
 def test_rotary_positions_go_on_and_keep_fp32_when_the_model_is_cast():
-    model = decoder(**TINY).to(torch.bfloat16)
+    model = decoder(**TINY)
     with torch.inference_mode():
         model(tokens(97, 1, 8))
+    model.loss_sum(tokens(97, 1, 8), tokens(97, 1, 8)).backward()  # the table made above is no inference tensor
+    model.to(torch.bfloat16)
     assert model.rotary.table[0].dtype == torch.float32
     assert not list(model.buffers())
-    model.loss_sum(tokens(97, 1, 8), tokens(97, 1, 8)).backward()  # the table made above is no inference tensor
     assert model(tokens(97, 1, 70)).shape[1] == 70
 
 
