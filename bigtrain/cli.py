@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import shutil
 import sys
@@ -95,7 +96,8 @@ def train(argv: Sequence[str]) -> int:
     if code == EXIT_USER and new and not (run_dir / "config.yaml").exists():
         shutil.rmtree(run_dir, ignore_errors=True)  # no rank has taken the run up: leave nothing half-made
     else:
-        print(run_dir)
+        with contextlib.suppress(BrokenPipeError):
+            print(run_dir, flush=True)
     return code
 
 

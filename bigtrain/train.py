@@ -12,11 +12,11 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bigtrain.config.components import build
 from bigtrain.config.compose import PENDING, Composed, compose, freeze, load_frozen, load_run
@@ -34,6 +34,30 @@ if TYPE_CHECKING:
     from bigtrain.engines.base import Batch, Engine
     from bigtrain.telemetry.meters import Meters
     from bigtrain.trainer import State
+
+
+class GoneReader:
+    """Standard output that training outlives: when its reader is gone (`| head`), what is said is dropped."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def _outlive(self, action: Callable[..., Any], *arguments: str) -> Any:
+        try:
+            return action(*arguments)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def write(self, text: str) -> Any:
+        """See `TextIO.write`."""
+        return self._outlive(self._stream.write, text)
+
+    def flush(self) -> None:
+        """See `TextIO.flush`."""
+        self._outlive(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def die_with_parent() -> None:
@@ -105,6 +129,22 @@ def total_steps(config: RunConfig, samples: int) -> int:
     return max(1, math.ceil(trainer.max_tokens / (trainer.global_batch_size * length)))
 
 
+def check_parts(config: RunConfig) -> tuple[Any, Any]:
+    """The schedule and the objective; a `UserError` for values that they or the optimizer refuse, and for a tracker
+    without its package. Before the data are prepared, as that may take hours."""
+    from torch import nn
+
+    from bigtrain.telemetry import check_installed
+
+    check_installed([tracker["_target_"] for tracker in config.tracker.values()])
+    schedule, objective = build(config.schedule, "schedule"), build(config.objective, "objective")
+    try:
+        build_optimizer(config, nn.Linear(2, 2))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer: {config.optimizer['_target_']} refuses its settings: {error}") from error
+    return schedule, objective
+
+
 def prepared_data(config: RunConfig) -> Any:
     """The data component, prepared by rank 0 while the others wait."""
     from bigtrain.distributed import run_on_first
@@ -165,8 +205,8 @@ def resume(
     now, then = getattr(data, "fingerprint", None), found.manifest.state.get("data")
     if now != then:
         raise UserError(
-            f"{found.path} was trained on other data ({then}) than this configuration prepares ({now}): the position "
-            "in it would mean nothing. Put data.* back as it was, or start in another run.dir."
+            f"{found.path} was trained on other data ({then}) than data.path={config.data.get('path')} gives now "
+            f"({now}): the position in it would mean nothing. Put text and data.* back, or start in another run.dir."
         )
     state, rng = load(found, engine.fragments(found.stateful), ranks, warn=say)
     engine.load_scalars(state["engine"])
@@ -234,18 +274,18 @@ def describe(config: RunConfig, engine: Engine, ranks: Ranks, samples: int, step
     )
 
 
-def work(composed: Composed) -> int:
-    """One rank's whole life."""
+def work(composed: Composed, supervised: bool) -> int:
+    """One rank's whole life; `supervised`: by `bigtrain train`."""
     from bigtrain import distributed
 
     ranks = distributed.setup(composed.config.trainer.device, composed.config.trainer.timeout_s)
     try:
-        return _train(distributed.broadcast_object(composed), ranks)
+        return _train(distributed.broadcast_object(composed), ranks, supervised)
     finally:
         distributed.teardown()
 
 
-def _train(composed: Composed, ranks: Ranks) -> int:
+def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
     from bigtrain.checkpoint.folder import lock
     from bigtrain.distributed import run_on_first, seed_all, set_rng_state
     from bigtrain.engines import build_engine
@@ -264,11 +304,10 @@ def _train(composed: Composed, ranks: Ranks) -> int:
         for note in composed.notes if ranks.first else ():
             say(note)
 
+        schedule, objective = check_parts(config)
         data = prepared_data(config)
         run_on_first(lambda: keep_tokenizer(data, run_dir))
         steps = total_steps(config, len(data.train))
-        schedule = build(config.schedule, "schedule")
-        objective = build(config.objective, "objective")
         seed_all(config.seed)
         engine = build_engine(
             config, lambda: build_model(config, data), objective, lambda model: build_optimizer(config, model), ranks
@@ -303,13 +342,16 @@ def _train(composed: Composed, ranks: Ranks) -> int:
         engine.close()
         if ranks.first:
             finish(config, run_dir, finished)
+            if not supervised:
+                say(str(run_dir))  # `bigtrain train` says it itself
         return EXIT_DONE if finished else EXIT_STOPPED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The worker's command line."""
     words = list(sys.argv[1:] if argv is None else argv)
-    code = guarded(lambda rest: work(read_arguments(rest)), words)
+    sys.stdout = GoneReader(sys.stdout)
+    code = guarded(lambda rest: work(read_arguments(rest), "--run" in rest), words)
     sys.stdout.flush()
     sys.stderr.flush()
     return code

@@ -107,7 +107,7 @@ def _check_scalar(value: Any, annotation: Any, key: str, origin: Origin) -> Any:
         and float(value).is_integer()
     ):
         return int(value)
-    if annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if annotation is float and isinstance(value, int | float) and not isinstance(value, bool) and value == value:
         return float(value)
     if annotation is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import datetime
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,16 @@ def overrides_from(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
         word = rest.pop(0)
         if word in ("--config-dir", "-cd") or word.startswith("--config-dir="):
             value = word.partition("=")[2] or (rest.pop(0) if rest else "")
+            if not value:
+                raise UserError("--config-dir needs a folder behind it.")
             if not Path(value).is_dir():
                 raise UserError(f"--config-dir: there is no folder '{value}'.")
             folders.append(Path(value).resolve())
         elif "=" in word.lstrip("+~") or word.startswith("~"):
             overrides.append(word)
         else:
-            raise UserError(f"'{word}' is neither an option nor an override: overrides are written key=value.")
+            hint = f" To go on with a run: run.dir={word}" if Path(word).is_dir() else ""
+            raise UserError(f"'{word}' is neither an option nor an override: overrides are written key=value.{hint}")
     return overrides, folders
 
 
@@ -102,21 +106,30 @@ class Composer:
             try:
                 (override,) = OverridesParser.create().parse_overrides([text])
             except HydraException as error:
-                raise UserError(f"cannot read the override '{text}': {str(error).splitlines()[0]}") from error
+                quoted = text.replace("=", "='", 1) + "'"
+                raise UserError(
+                    f"cannot read the override '{text}'. A value with spaces, brackets or accents is quoted twice: "
+                    f'"{quoted}"'
+                ) from error
             if override.is_sweep_override():
                 raise UserError(f"'{text}' is a sweep; for one value with commas write it as a list or in quotes.")
             key, value = override.key_or_group, override.value()
+            if key.partition(".")[0] == "hydra":
+                raise UserError(f"'{text}': Hydra's own settings have no effect here; run.dir= sets the run folder.")
             if not any((folder / key).is_dir() for folder in self.folders):
                 values[key] = text
                 continue
+            if value is None and key == "debug":
+                continue
             for option in value if isinstance(value, list) else [value]:
-                if option is not None and not override.is_delete() and str(option) not in self.options(key):
+                if not override.is_delete() and str(option) not in self.options(key):
                     raise UserError(f"there is no {key}={option}.{nearest(str(option), self.options(key))}")
             choices.append(text.lstrip("+"))
         return choices, values
 
     def compose(self, overrides: Sequence[str]) -> Any:
         """The composed OmegaConf tree, nothing checked yet but the groups' names."""
+        import yaml
         from hydra.errors import HydraException
         from hydra.types import RunMode
         from omegaconf import open_dict
@@ -126,8 +139,9 @@ class Composer:
         forced = [text if text.startswith("~") else f"++{text.lstrip('+')}" for text in values.values()]
         try:
             tree = self._loader.load_configuration("config", [*choices, *forced], RunMode.RUN, from_shell=False)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(f"cannot compose the configuration: {' '.join(str(error).split())}") from error
+        except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+            text = re.split("Config search path|Available options|\n\n", str(error))[0]
+            raise UserError(f"cannot compose the configuration: {' '.join(text.split())}") from error
         with open_dict(tree):
             del tree["hydra"]
         return tree
@@ -233,6 +247,7 @@ def compose(arguments: Sequence[str], world_size: int | None = None) -> Composed
     if not isinstance(raw.get("run"), dict):
         raise UserError(f"run must be a mapping, not {raw.get('run')!r}.")
     raw["run"]["name"] = recipe
+    _one_end(raw, values)
     replaced = [key.removesuffix("._target_") for key in values if key.endswith("._target_")]
     notes = [
         f"{key}: {raw[key]['_target_']} takes no {', '.join(out)}: left out"
@@ -242,6 +257,14 @@ def compose(arguments: Sequence[str], world_size: int | None = None) -> Composed
     if raw["run"].get("dir") is None:
         raw["run"]["dir"] = _new_folder(recipe)
     return Composed(checked(raw, composer.origin(overrides), world_size), raw, notes)
+
+
+def _one_end(raw: dict[str, Any], typed: Collection[str]) -> None:
+    """The end of the run that the command line gives replaces the recipe's."""
+    ends = ("max_steps", "epochs", "max_tokens")
+    trainer = raw.get("trainer")
+    if isinstance(trainer, dict) and any(f"trainer.{end}" in typed and trainer.get(end) is not None for end in ends):
+        trainer.update({end: None for end in ends if f"trainer.{end}" not in typed})
 
 
 def _new_folder(recipe: str) -> str:
@@ -261,10 +284,18 @@ def load_frozen(file: Path) -> dict[str, Any]:
     return raw
 
 
+def _check_frozen(raw: dict[str, Any], file: Path) -> RunConfig:
+    try:
+        config: RunConfig = check_fields(copy.deepcopy(raw), RunConfig, "")
+    except UserError as error:
+        raise UserError(f"{file} is cut short, damaged or of another version of bigtrain: {error}") from error
+    return config
+
+
 def load_run(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
     """A run's frozen configuration, from its file; its targets must be bigtrain's or among `trusted`."""
     import_from_here()
-    config: RunConfig = check_fields(load_frozen(file), RunConfig, "")
+    config = _check_frozen(load_frozen(file), file)
     refuse_untrusted(config, str(file), trusted)
     check_rules(config)
     check_components(config)
@@ -283,6 +314,7 @@ def _go_on(
     from omegaconf import OmegaConf
 
     old = load_frozen(frozen)
+    _check_frozen(old, frozen)
     choices, values = composer.parse(overrides)
     fresh = _plain(composer.compose(overrides)) if recipe else {}
     new = OmegaConf.create(old)
@@ -298,8 +330,12 @@ def _go_on(
     for key, value in typed.items():
         OmegaConf.update(new, str(key), value, force_add=True)
     raw = _plain(new)
+    _one_end(raw, values)
     changed = [f"changed since the run began: {line}" for line in _differences(old, raw)]
-    kept = [f"kept from the run: {line}" for line in _differences(fresh, raw)] if fresh else []
+    kept = [
+        f"kept from the run: {line.replace(' -> ', ' in the recipe, here ', 1)}"
+        for line in (_differences(fresh, raw) if fresh else [])
+    ]
     theirs = [str(part["_target_"]) for part in _targets_in(fresh)]
     theirs += [str(value) for key, value in typed.items() if str(key).endswith("._target_")]
     refuse_untrusted(check_fields(raw, RunConfig, ""), str(frozen), theirs)

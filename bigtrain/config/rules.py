@@ -87,11 +87,11 @@ def check_rules(config: RunConfig, world_size: int | None = None) -> None:
     trainer = config.trainer
     ends = [key for key in ("max_steps", "epochs", "max_tokens") if getattr(trainer, key) is not None]
     if len(ends) != 1:
-        given = " and ".join(f"trainer.{key}" for key in ends) or "none"
-        raise UserError(
-            f"exactly one of trainer.max_steps, trainer.epochs and trainer.max_tokens ends a run, and {given} is set: "
-            "set the others to null."
-        )
+        given = " and ".join(f"trainer.{key}" for key in ends)
+        fault = f"{given} are set: set the others to null" if ends else "none is set: set one"
+        raise UserError(f"exactly one of trainer.max_steps, trainer.epochs and trainer.max_tokens ends a run; {fault}.")
+    if config.run.dir is not None and not config.run.dir.strip():
+        raise UserError("run.dir is empty: name a folder, or leave it out for runs/<recipe>/<time>.")
     if config.launcher.nodes > 1:
         raise UserError("launcher=local starts processes on this machine only: launcher.nodes must be 1.")
     if trainer.device == "cuda" and not visible_gpus():

@@ -41,11 +41,17 @@ def _end(running: Sequence[subprocess.Popen[bytes]], grace_s: float) -> None:
 def run(ranks: Sequence[Rank]) -> int:
     """Run every rank to its end; the exit code of the contract."""
     started: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        insists = asked.count(signal.SIGINT) > 1
         for process in started:
             if process.poll() is None:
-                process.send_signal(number)
+                process.send_signal(signal.SIGKILL if insists else number)
+        if len(asked) == 1:
+            again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
+            print(f"bigtrain: stop requested: after this step and a checkpoint{again}", file=sys.stderr)
 
     passed = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = {number: signal.signal(number, pass_on) for number in passed}
@@ -58,6 +64,11 @@ def run(ranks: Sequence[Rank]) -> int:
                 break
             time.sleep(0.05)
         _end(started, GRACE_S)
+        if asked.count(signal.SIGINT) > 1:
+            for process in started:
+                process.wait()
+            print("bigtrain: ended at once; what was saved before stands", file=sys.stderr)
+            return EXIT_FAILED
         return _verdict([process.wait() for process in started], failed, ranks)
     finally:
         _end(started, 0.0)

@@ -7,13 +7,24 @@ This door is torch-free and names exactly what a configuration may target under 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from bigtrain.errors import UserError
 
 if TYPE_CHECKING:
     from bigtrain.telemetry.trackers import Tracker
 
 __all__ = ["tensorboard", "wandb"]
+
+
+def check_installed(targets: Collection[str]) -> None:
+    """A `UserError` for the first of bigtrain's own trackers among `targets` whose package is missing."""
+    for name in __all__:
+        if f"{__name__}.{name}" in targets and find_spec(name) is None:
+            raise UserError(f"tracker={name} needs a package: pip install 'bigtrain[{name}]'")
 
 
 def tensorboard(run_dir: Path, config: dict[str, Any], *, folder: str = "tensorboard", flush_s: int = 10) -> Tracker:

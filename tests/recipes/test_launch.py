@@ -43,6 +43,18 @@ def test_two_ranks_share_one_run_folder(launcher: list[str], prepared: str, tmp_
     manifest = json.loads((run / "checkpoints/step_00000004/manifest.json").read_text())
     assert manifest["world_size"] == 2
     assert "2 ranks x 4 samples x 1 micro-batches" in done.stdout
+    assert f"\nruns/smoke/{run.name}\n" in done.stdout
+
+
+def test_training_outlives_the_reader_of_its_output(prepared: str, tmp_path: Path) -> None:
+    words = ["train", "recipe=smoke", *QUICK, prepared, "run.dir=run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bigtrain", *words], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 def test_wrong_input_ends_every_launcher_with_exit_2(bigtrain: Run) -> None:
@@ -79,6 +91,12 @@ def test_data_errors_reach_the_user_once_from_two_ranks(bigtrain: Run, tmp_path:
     done = bigtrain("train", "recipe=quickstart", *QUICK, "data.path=nonsuch.txt", code=2)
     assert "nonsuch.txt" in done.stderr and "Traceback" not in done.stderr + done.stdout
     assert done.stderr.count("bigtrain:") == 1
+
+
+@pytest.mark.parametrize("word", ["optimizer.betas=[2,3]", "schedule.warmup_steps=-5"])
+def test_bad_values_are_refused_before_the_data_are_prepared(word: str, bigtrain: Run, tmp_path: Path) -> None:
+    done = bigtrain("train", "recipe=smoke", *QUICK, word, "run.dir=run", code=2)
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_an_unwritable_run_folder_is_refused(bigtrain: Run, tmp_path: Path) -> None:
