@@ -339,6 +339,8 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
         with stop.deferred():
             finished = fit(job, state, stop)
         outputs.close()
+        if ranks.first and finished and state.step < steps:
+            say(f"stopped early: {state.evaluations_since_best} evaluations without a better held-out loss")
         engine.close()
         if ranks.first:
             finish(config, run_dir, finished)

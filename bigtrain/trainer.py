@@ -133,7 +133,7 @@ def fit(job: Job, state: State, stop: Stop) -> bool:
     settings, engine, ranks, meters = job.settings, job.engine, job.ranks, job.meters
     if state.step == 0:
         _evaluate_and_log(job, state)
-    finished = state.step >= job.total_steps
+    finished = state.step >= job.total_steps or _no_better(settings, state)
     batches = iter(job.batches.train(state.position)) if not finished else iter(())
     while not finished:
         with meters.waiting():

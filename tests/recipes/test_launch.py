@@ -57,6 +57,15 @@ def test_training_outlives_the_reader_of_its_output(prepared: str, tmp_path: Pat
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 
+def test_early_stopping_says_so_and_stays_stopped(bigtrain: Run, prepared: str, tmp_path: Path) -> None:
+    stop = ["trainer.eval_every=1", "trainer.eval_batches=1", "trainer.early_stopping={patience: 2, min_delta: 9.0}"]
+    done = bigtrain("train", "recipe=smoke", *QUICK, prepared, "trainer.eval_every=1", *stop, "run.dir=run")
+    assert "stopped early: 2 evaluations without a better" in done.stdout
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
+    bigtrain("train", "run.dir=run")
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
+
+
 def test_wrong_input_ends_every_launcher_with_exit_2(bigtrain: Run) -> None:
     done = bigtrain("recipe=smoke", "trainer.max_stepz=1", code=2, module="bigtrain.train")
     assert done.stderr.count("bigtrain:") == 1 and "Traceback" not in done.stderr
