@@ -39,12 +39,13 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         extra = ["engine=ddp", "launcher.processes=1"] if group in ("optimizer",) else []
         extra += ["launcher.processes=1"] if option == "local" else []
         extra += ["model.path=somewhere"] if option == "hugging_face" else []
-        compose([*QUICK, *extra, f"{group}={option}"])
+        chosen = getattr(compose([*QUICK, *extra, f"{group}={option}"]).config, group)
+        assert chosen or option == "none", option
 
 
 @pytest.mark.parametrize("option", Composer().options("debug"))
 def test_debug_options_compose(option: str) -> None:
-    compose([*QUICK, f"debug={option}"])
+    assert compose([*QUICK, f"debug={option}"]).config != compose(QUICK).config
 
 
 def test_every_yaml_starts_with_a_command_that_uses_it() -> None:
