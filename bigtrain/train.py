@@ -295,7 +295,6 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
     from bigtrain.trainer import Job, Stop, fit
 
     config, run_dir = composed.config, Path(composed.config.run.dir or "")
-    accumulation(config.trainer, ranks.world_size)
     with ExitStack() as stack:
         stop = stack.enter_context(Stop().armed())
         run_on_first(lambda: stack.enter_context(lock(run_dir)))

@@ -148,9 +148,9 @@ class Composer:
 
     def origin(self, overrides: Sequence[str]) -> Origin:
         """A function that says where a dotted key got its value: an override, or a file."""
-        choices, values = self.parse(overrides)
 
         def where(key: str) -> str:
+            choices, values = self.parse(overrides)  # on an error only: start-up does not pay for it
             key = key.split("[")[0]
             for known, text in reversed(values.items()):
                 if key == known or key.startswith(known + ".") or known.startswith(key + "."):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -301,4 +302,4 @@ def test_many_at_once_only_one_gets_it(tmp_path: Path) -> None:
 def test_a_lock_file_of_nonsense_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_bytes(b"\xff\x00 not json")
     with lock(tmp_path):
-        pass
+        assert json.loads((tmp_path / ".lock").read_bytes())["pid"] == os.getpid()
