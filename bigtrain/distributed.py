@@ -40,6 +40,18 @@ class Ranks:
     local_rank: int
     local_world_size: int
     device: torch.device
+    replicas: int = 1
+    """Neighbouring ranks that get the same samples (sequence and tensor parallel)."""
+
+    @property
+    def data_rank(self) -> int:
+        """Which samples this rank gets: its index among the `data_ranks`."""
+        return self.rank // self.replicas
+
+    @property
+    def data_ranks(self) -> int:
+        """Into how many parts the samples of a step are divided."""
+        return self.world_size // self.replicas
 
     @property
     def first(self) -> bool:

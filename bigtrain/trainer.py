@@ -121,7 +121,7 @@ def evaluate(job: Job) -> float | None:
         loss += job.engine.eval_loss(batch)
         targets += job.objective.count(batch)
     (total,) = sum_on_hosts(job.ranks, targets)
-    return float(sum_over_ranks(loss)) / max(total, 1)
+    return float(sum_over_ranks(loss)) / max(total // job.ranks.replicas, 1)
 
 
 def fit(job: Job, state: State, stop: Stop) -> bool:
@@ -142,6 +142,7 @@ def fit(job: Job, state: State, stop: Stop) -> bool:
         # On the hosts, so that no device is waited for: how many targets the step has, and whether any rank must stop.
         counted = sum(job.objective.count(batch) for batch in micro_batches)
         targets, stops = sum_on_hosts(ranks, counted, int(stop.asked))
+        targets //= ranks.replicas
         factor = job.schedule(state.step, job.total_steps)
         result = engine.train_step(micro_batches, targets, factor)
 

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import os
+from dataclasses import MISSING, fields
 from pathlib import Path
 
-from bigtrain.config.schema import ELEMENTWISE_ONLY, NOT_ELEMENTWISE, RunConfig, Trainer
+from bigtrain.config.schema import ELEMENTWISE_ONLY, NOT_ELEMENTWISE, Engine, RunConfig, Trainer
 from bigtrain.errors import UserError
+
+ZERO = ("zero0", "zero1", "zero2", "zero3")
+STAGES = {
+    "extra": ZERO,
+    "offload_optimizer": ZERO[1:],
+    "offload_parameters": ("zero3",),
+    "hierarchical_partition": ("zero3",),
+    "quantized_weights": ("zero3",),
+    "quantized_gradients": ("zero3",),
+    "sequence_parallel": ZERO,
+    "tensor_parallel": ZERO[:3],
+}
+"""The engines that a setting of `engine` has an effect in."""
 
 
 def visible_gpus() -> int:
@@ -24,16 +38,22 @@ def processes(config: RunConfig) -> int:
     return config.launcher.processes or gpus or config.launcher.cpu_processes
 
 
-def accumulation(trainer: Trainer, world_size: int) -> int:
-    """Micro-batches a rank a step; a `UserError` where the global batch does not divide."""
-    at_once = trainer.micro_batch_size * world_size
+def replicas(engine: Engine) -> int:
+    """Neighbouring ranks that share the same samples: they cut the sequence, or the weights."""
+    return engine.sequence_parallel * engine.tensor_parallel
+
+
+def accumulation(trainer: Trainer, data_ranks: int) -> int:
+    """Micro-batches a rank a step, on `data_ranks` ranks (or groups of ranks) with samples of their own; a `UserError`
+    where the global batch does not divide."""
+    at_once = trainer.micro_batch_size * data_ranks
     if trainer.global_batch_size % at_once == 0:
         return trainer.global_batch_size // at_once
     below = trainer.global_batch_size // at_once * at_once
     right = [str(size) for size in (below, below + at_once) if size]
     raise UserError(
         f"trainer.global_batch_size={trainer.global_batch_size} cannot be divided into micro-batches of "
-        f"{trainer.micro_batch_size} on {world_size} rank{'s' * (world_size > 1)} (a multiple of {at_once} is needed): "
+        f"{trainer.micro_batch_size} on {data_ranks} rank{'s' * (data_ranks > 1)} (a multiple of {at_once} is needed): "
         f"take trainer.global_batch_size={' or '.join(right)}, or another trainer.micro_batch_size."
     )
 
@@ -55,6 +75,9 @@ def _positive(config: RunConfig) -> None:
         "launcher.cpu_processes": launcher.cpu_processes,
         "launcher.threads": launcher.threads,
         "engine.bucket_size": config.engine.bucket_size,
+        "engine.hierarchical_partition": config.engine.hierarchical_partition,
+        "engine.sequence_parallel": config.engine.sequence_parallel,
+        "engine.tensor_parallel": config.engine.tensor_parallel,
         "evaluation.generate_tokens": config.evaluation.generate_tokens,
         "precision.loss_scale_window": config.precision.loss_scale_window,
     }
@@ -75,6 +98,30 @@ def _positive(config: RunConfig) -> None:
             raise UserError(f"{key}={number}: it must be above 0 (null turns it off where it may be off).")
     if not 0 <= config.seed < 2**63:
         raise UserError(f"seed={config.seed}: it must be from 0 to 2^63 - 1.")
+
+
+def check_engine(engine: Engine, world_size: int) -> None:
+    """Refuse settings that the engine does not have, or not on so many ranks."""
+    without = {field.name: field.default for field in fields(Engine) if field.default is not MISSING}
+    for key, stages in STAGES.items():
+        value = getattr(engine, key)
+        if value and value != without.get(key) and engine.name not in stages:
+            raise UserError(
+                f"engine.{key}={value} needs engine={' or '.join(stages)}: engine={engine.name} does not have it."
+            )
+    if engine.offload_optimizer == "nvme" and engine.name != "zero3":
+        raise UserError(f"engine.offload_optimizer=nvme needs engine=zero3: with {engine.name} there is cpu.")
+    if "nvme" in (engine.offload_optimizer, engine.offload_parameters) and not engine.nvme_path:
+        raise UserError("engine.nvme_path has no value: name a folder on a fast local disk.")
+    for key in ("hierarchical_partition", "sequence_parallel", "tensor_parallel"):
+        share = getattr(engine, key) or 1
+        if world_size % share:
+            raise UserError(f"engine.{key}={share} does not divide the {world_size} ranks.")
+    if world_size % replicas(engine):
+        raise UserError(
+            f"engine.sequence_parallel={engine.sequence_parallel} x engine.tensor_parallel={engine.tensor_parallel} = "
+            f"{replicas(engine)} does not divide the {world_size} ranks."
+        )
 
 
 def check_rules(config: RunConfig, world_size: int | None = None) -> None:
@@ -102,9 +149,8 @@ def check_rules(config: RunConfig, world_size: int | None = None) -> None:
     ranks = world_size or processes(config)
     if config.engine.name == "local" and ranks > 1:
         raise UserError(f"engine=local is for one process, and there are {ranks}: take engine=ddp, or zero1 to zero3.")
-    accumulation(trainer, ranks)
-    if config.engine.extra and not config.engine.name.startswith("zero"):
-        raise UserError(f"engine.extra is DeepSpeed's, and engine={config.engine.name} does not use it.")
+    check_engine(config.engine, ranks)
+    accumulation(trainer, ranks // replicas(config.engine))
     target = str(config.optimizer.get("_target_"))
     if config.engine.name in ELEMENTWISE_ONLY and target in NOT_ELEMENTWISE:
         raise UserError(

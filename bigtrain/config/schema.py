@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 Component = dict[str, Any]
 
-ELEMENTWISE_ONLY = ("zero1", "zero2", "zero3")
-"""Engines that cut flattened parameters into slices, so that the optimizer may not look at a matrix's shape."""
+ELEMENTWISE_ONLY = ("fsdp", "zero1", "zero2", "zero3")
+"""Engines that cut parameters into slices, so that the optimizer may not look at a matrix's shape."""
 
 NOT_ELEMENTWISE = ("bigtrain.optim.muon", "bigtrain.optim.adafactor", "torch.optim.Muon", "torch.optim.Adafactor")
 
@@ -54,7 +54,10 @@ class Trainer:
     """Micro-batches a rank an evaluation; null: the whole held-out split."""
     grad_clip: float | None = 1.0
     """Largest global L2 norm of the gradient; null: no clipping."""
-    activation_checkpointing: Literal["none", "full"] = "none"
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again: nothing; each block but its matrix products and attention; each block."""
+    activation_offload: bool = False
+    """Keep what the forward pass saves for the backward pass in the host's memory."""
     compile: bool = False
     """torch.compile the model."""
     early_stopping: EarlyStopping | None = None
@@ -67,13 +70,29 @@ class Trainer:
 class Engine:
     """How the model is spread over the ranks."""
 
-    name: Literal["local", "ddp", "zero0", "zero1", "zero2", "zero3"]
+    name: Literal["local", "ddp", "fsdp", "horovod", "zero0", "zero1", "zero2", "zero3"]
     bucket_size: int = 50_000_000
     """Elements reduced or gathered at once (ZeRO)."""
     overlap_comm: bool = True
     """Reduce gradients while the backward pass still runs (ZeRO on a GPU)."""
     sharded_init: bool = True
-    """zero3: no rank but the first ever holds the whole model."""
+    """zero3, fsdp: no rank but the first ever holds the whole model."""
+    offload_optimizer: Literal["cpu", "nvme"] | None = None
+    """Keep optimizer state and fp32 masters in the host's memory (zero1 to zero3) or on a disk (zero3)."""
+    offload_parameters: Literal["cpu", "nvme"] | None = None
+    """Keep the weights there too, and fetch them block by block (zero3)."""
+    nvme_path: str | None = None
+    """A folder on a fast local disk, for `nvme`."""
+    hierarchical_partition: int | None = None
+    """ZeRO++ (arXiv:2306.10209): ranks, those of one node, that hold a second partition of the weights (zero3)."""
+    quantized_weights: bool = False
+    """ZeRO++: weights are gathered in int8 (zero3 on GPUs)."""
+    quantized_gradients: bool = False
+    """ZeRO++: gradients are reduced in int4 (zero3 on GPUs)."""
+    sequence_parallel: int = 1
+    """Ranks that share each sequence (DeepSpeed Ulysses, arXiv:2309.14509)."""
+    tensor_parallel: int = 1
+    """Ranks that share each weight matrix (DeepSpeed AutoTP; zero0 to zero2)."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Expert keys merged into DeepSpeed's configuration, checked against its own models."""
 

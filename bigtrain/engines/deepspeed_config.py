@@ -12,7 +12,7 @@ import math
 from importlib import import_module
 from typing import Any
 
-from bigtrain.config.rules import accumulation
+from bigtrain.config.rules import accumulation, replicas
 from bigtrain.config.schema import RunConfig
 from bigtrain.errors import UserError, nearest
 
@@ -87,7 +87,7 @@ def deepspeed_config(config: RunConfig, world_size: int, device: str) -> dict[st
     settings: dict[str, Any] = {
         "train_batch_size": config.trainer.global_batch_size,
         "train_micro_batch_size_per_gpu": config.trainer.micro_batch_size,
-        "gradient_accumulation_steps": accumulation(config.trainer, world_size),
+        "gradient_accumulation_steps": accumulation(config.trainer, world_size // replicas(config.engine)),
         "gradient_clipping": config.trainer.grad_clip or 0.0,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,

@@ -18,7 +18,8 @@ def run_on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any,
 
     A failure on any rank is an AssertionError with that rank's traceback; the other ranks are ended by their pid.
     """
-    context = get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["tests.distributed.preload"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -87,7 +87,7 @@ def test_an_unknown_option_names_the_nearest() -> None:
         ("trainer.max_steps=ten", ["trainer.max_steps must be int or null, not 'ten'", "command line"]),
         ("trainer.compile=2", ["trainer.compile must be bool"]),
         ("optimizer.lr=fast", ["optimizer.lr must be float, not 'fast'"]),
-        ("trainer.activation_checkpointing=fll", ["none | full", "Did you mean 'full'?"]),
+        ("trainer.activation_checkpointing=fll", ["none | selective | full", "Did you mean 'full'?"]),
         ("trainer=3", ["there is no trainer=3"]),
         ("trainer.early_stopping={patients: 3}", ["unknown key 'trainer.early_stopping.patients'", "'patience'"]),
         ("trainer.max_steps=0", ["at least 1"]),

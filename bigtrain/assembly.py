@@ -1,0 +1,289 @@
+"""From a configuration to a running loop: the parts built, put on the checkpoint's state, and handed to the trainer.
+
+The worker (`train.py`) and `bigtrain verify` both go this way, so that what is verified is what trains.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigtrain.config.components import build
+from bigtrain.config.rules import accumulation
+from bigtrain.config.schema import RunConfig
+from bigtrain.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from bigtrain.checkpoint.find import Checkpoint
+    from bigtrain.distributed import Ranks
+    from bigtrain.engines.base import Batch, Engine, Objective
+    from bigtrain.telemetry.meters import Meters
+    from bigtrain.telemetry.metrics import Split
+    from bigtrain.trainer import Numbers, State, Stop
+
+
+@dataclass(slots=True)
+class DataBatches:
+    """The loop's batches, from a data component."""
+
+    data: Any
+    config: RunConfig
+    ranks: Ranks
+
+    def train(self, position: int) -> Iterable[tuple[list[Batch], int]]:
+        """See `bigtrain.trainer.Batches`."""
+        from bigtrain.data.loader import batches
+
+        trainer = self.config.trainer
+        return batches(
+            self.data.train,
+            seed=self.config.seed,
+            position=position,
+            global_batch_size=trainer.global_batch_size,
+            micro_batch_size=trainer.micro_batch_size,
+            rank=self.ranks.data_rank,
+            world_size=self.ranks.data_ranks,
+            pin_memory=self.ranks.device.type == "cuda",
+        )
+
+    def held_out(self) -> Iterable[Batch] | None:
+        """See `bigtrain.trainer.Batches`."""
+        from bigtrain.data.loader import eval_batches
+
+        if self.data.eval is None or len(self.data.eval) == 0:
+            return None
+        return eval_batches(
+            self.data.eval,
+            micro_batch_size=self.config.trainer.micro_batch_size,
+            rank=self.ranks.data_rank,
+            world_size=self.ranks.data_ranks,
+            max_batches=self.config.trainer.eval_batches,
+        )
+
+
+def total_steps(config: RunConfig, samples: int) -> int:
+    """Steps of the whole run, from whichever of `max_steps`, `epochs` and `max_tokens` is set."""
+    trainer = config.trainer
+    if trainer.max_steps is not None:
+        return trainer.max_steps
+    if trainer.epochs is not None:
+        return max(1, math.ceil(trainer.epochs * samples / trainer.global_batch_size))
+    length = config.data.get("sequence_length")
+    if not isinstance(length, int):
+        raise UserError("trainer.max_tokens needs data.sequence_length: take trainer.max_steps or trainer.epochs.")
+    assert trainer.max_tokens is not None
+    return max(1, math.ceil(trainer.max_tokens / (trainer.global_batch_size * length)))
+
+
+def check_parts(config: RunConfig) -> tuple[Any, Any]:
+    """The schedule and the objective; a `UserError` for values that they or the optimizer refuse, and for a tracker
+    without its package. Before the data are prepared, as that may take hours."""
+    from torch import nn
+
+    from bigtrain.telemetry import check_installed
+
+    check_installed([tracker["_target_"] for tracker in config.tracker.values()])
+    schedule, objective = build(config.schedule, "schedule"), build(config.objective, "objective")
+    try:
+        build_optimizer(config, nn.Linear(2, 2))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer: {config.optimizer['_target_']} refuses its settings: {error}") from error
+    return schedule, objective
+
+
+def prepared_data(config: RunConfig) -> Any:
+    """The data component, prepared by rank 0 while the others wait."""
+    from bigtrain.distributed import run_on_first
+
+    data = build(config.data, "data")
+    if hasattr(data, "prepare"):
+        run_on_first(data.prepare)
+    if len(data.train) == 0:
+        raise UserError("the training split holds no sample: data.path has too little, or data.held_out takes it all.")
+    return data
+
+
+def keep_tokenizer(data: Any, run_dir: Path) -> None:
+    """A copy in the run folder: generation and export must not depend on the prepared data."""
+    folder = getattr(data, "tokenizer_path", None)
+    if folder is not None:
+        shutil.copytree(folder, run_dir / "tokenizer", dirs_exist_ok=True)
+
+
+def build_model(config: RunConfig, data: Any) -> nn.Module:
+    """The model, with the data's vocabulary where the recipe leaves it open."""
+    vocabulary = getattr(data, "vocab_size", None)
+    model: nn.Module = build(config.model, "model", vocab_size=vocabulary)
+    holds = getattr(model, "vocab_size", None)
+    if holds is not None and vocabulary is not None and holds < vocabulary:
+        raise UserError(
+            f"the model has {holds} token embeddings and the data's tokenizer {vocabulary} tokens: "
+            "raise model.vocab_size, or give data.tokenizer the model's own."
+        )
+    return model
+
+
+def build_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:
+    """bigtrain's own take the model; anyone else's (`torch.optim.AdamW`) takes its decay groups."""
+    from bigtrain.config.components import shipped
+    from bigtrain.optim.groups import decay_groups
+
+    component = config.optimizer
+    if shipped(component["_target_"]):
+        return build(component, "optimizer", model)  # type: ignore[no-any-return]
+    groups = decay_groups(model, weight_decay=component.get("weight_decay", 0.0))
+    return build(component, "optimizer", groups)  # type: ignore[no-any-return]
+
+
+def resume(
+    config: RunConfig, engine: Engine, data: Any, ranks: Ranks
+) -> tuple[State, Checkpoint | None, dict[str, Any] | None]:
+    """Put the engine where the newest intact checkpoint left it; the loop's state, and this rank's random states."""
+    from bigtrain.checkpoint.find import find
+    from bigtrain.checkpoint.load import load
+    from bigtrain.distributed import run_on_first
+    from bigtrain.telemetry.progress import say
+    from bigtrain.trainer import State
+
+    found = run_on_first(lambda: find(config.run.dir or "", say))
+    if found is None:
+        return State(), None, None
+    now, then = getattr(data, "fingerprint", None), found.manifest.state.get("data")
+    if now != then:
+        raise UserError(
+            f"{found.path} was trained on other data ({then}) than data.path={config.data.get('path')} gives now "
+            f"({now}): the position in it would mean nothing. Put text and data.* back, or start in another run.dir."
+        )
+    state, rng = load(found, engine.fragments(found.stateful), ranks, warn=say)
+    engine.load_scalars(state["engine"])
+    engine.loaded()
+    if ranks.first:
+        say(f"going on from {found.path}")
+    return State(**state["loop"]), found, rng
+
+
+class Saver:
+    """Writes the checkpoints of a run."""
+
+    def __init__(
+        self, config: RunConfig, engine: Engine, ranks: Ranks, fingerprint: str | None, parent: Checkpoint | None
+    ):
+        self._config, self._engine, self._ranks, self._fingerprint = config, engine, ranks, fingerprint
+        self._parent = parent.path.name if parent else None
+
+    def __call__(self, state: State, held_out: float | None) -> None:
+        """Write one; see `bigtrain.trainer.Job.save`."""
+        from bigtrain.checkpoint.save import save
+        from bigtrain.distributed import rng_state
+
+        path = save(
+            self._config.run.dir or "",
+            state.step,
+            self._engine.fragments(),
+            {"loop": state.as_dict(), "engine": self._engine.scalars(), "data": self._fingerprint},
+            rng_state(),
+            self._ranks,
+            keep_last=self._config.checkpoint.keep_last,
+            keep_best=self._config.checkpoint.keep_best,
+            metric=held_out,
+            engine=self._engine.name,
+            parent=self._parent,
+        )
+        self._parent = path.name
+
+
+def meters(config: RunConfig, engine: Engine, ranks: Ranks) -> Meters:
+    """Stopwatch and, where the device's peak and the model's shape are known, MFU."""
+    from bigtrain.telemetry.meters import Meters, device_peak_flops
+
+    peak = device_peak_flops(engine.device, config.precision.name)
+    per_token = getattr(engine.model, "flops_per_token", None)
+    return Meters(
+        engine.device, flops_per_token=per_token, peak_flops=None if peak is None else peak * ranks.world_size
+    )
+
+
+def describe(config: RunConfig, engine: Engine, ranks: Ranks, samples: int, steps: int) -> str:
+    """The arithmetic of the run, said once before the first step."""
+    from bigtrain.telemetry.progress import short
+
+    trainer = config.trainer
+    parameters = sum(math.prod(getattr(p, "ds_shape", p.shape)) for p in engine.model.parameters())
+    each = accumulation(trainer, ranks.data_ranks)
+    warmup = config.schedule.get("warmup_steps") or 0
+    note = f"\nnote: schedule.warmup_steps={warmup}: the run ends before its warm-up does" if warmup > steps else ""
+    return (
+        f"{short(parameters)} parameters, engine {engine.name}, {config.precision.name}, {engine.device.type}\n"
+        f"global batch {trainer.global_batch_size} = {ranks.world_size} ranks x {trainer.micro_batch_size} samples x "
+        f"{each} micro-batches; {steps} steps x {trainer.global_batch_size} = "
+        f"{steps * trainer.global_batch_size / samples:.2f} epochs of {samples} samples{note}"
+    )
+
+
+@dataclass(slots=True)
+class Assembly:
+    """What a run is made of, on the state from which the loop goes on."""
+
+    config: RunConfig
+    ranks: Ranks
+    data: Any
+    schedule: Callable[[int, int], float]
+    objective: Objective
+    engine: Engine
+    steps: int
+    state: State
+    checkpoint: Checkpoint | None
+    """The one that the run goes on from."""
+    rng: dict[str, Tensor] | None
+    """This rank's random states in it; None: no checkpoint, or another number of ranks."""
+
+
+def assemble(
+    config: RunConfig, ranks: Ranks, data: Any, schedule: Callable[[int, int], float], objective: Objective
+) -> Assembly:
+    """The engine, and all else that the loop needs, on the state of the newest intact checkpoint in `run.dir`."""
+    from bigtrain.engines import build_engine
+
+    engine = build_engine(
+        config, lambda: build_model(config, data), objective, lambda model: build_optimizer(config, model), ranks
+    )
+    state, checkpoint, rng = resume(config, engine, data, ranks)
+    steps = total_steps(config, len(data.train))
+    return Assembly(config, ranks, data, schedule, objective, engine, steps, state, checkpoint, rng)
+
+
+def run_loop(
+    parts: Assembly, stop: Stop, log: Callable[[int, Split, Numbers], None], stepped: Callable[[int], None]
+) -> bool:
+    """Train to the end, the state of `parts` moving along; False where it was stopped on request."""
+    from bigtrain.distributed import seed_all, set_rng_state
+    from bigtrain.trainer import Job, fit
+
+    config, ranks = parts.config, parts.ranks
+    job = Job(
+        engine=parts.engine,
+        objective=parts.objective,
+        schedule=parts.schedule,
+        batches=DataBatches(parts.data, config, ranks),
+        ranks=ranks,
+        settings=config.trainer,
+        total_steps=parts.steps,
+        meters=meters(config, parts.engine, ranks),
+        log=log,
+        save=Saver(config, parts.engine, ranks, getattr(parts.data, "fingerprint", None), parts.checkpoint),
+        save_every=config.checkpoint.every,
+        stepped=stepped,
+    )
+    # The last thing before the loop, as an import is enough to draw a random number.
+    seed_all(config.seed, ranks.rank)  # dropout: a stream of its own on each rank
+    if parts.rng is not None:
+        set_rng_state(parts.rng)
+    with stop.deferred():
+        return fit(job, parts.state, stop)
