@@ -20,6 +20,7 @@ def text(
     document_separator: str | None = None,
     held_out: float = 0.01,
     packing: Literal["concat", "none"] = "concat",
+    document_masks: bool = False,
     name: str | None = None,
     split: str = "train",
     revision: str | None = None,
@@ -48,6 +49,8 @@ def text(
             side gets at least one.
         packing: "concat": documents are laid end to end and cut every S tokens; "none": a document a sample, cut at S
             and padded.
+        document_masks: with "concat": the documents of a sample do not see each other, as if each were alone, and a
+            document's last token has no target. The model must take `document_ids`, as bigtrain's decoder does.
         name: the configuration (subset) of a hub data set.
         split: the split of a hub data set.
         revision: the branch, tag or commit of a hub data set.
@@ -77,4 +80,11 @@ def text(
         token_type=token_type,
         shard_tokens=shard_tokens,
     )
-    return TextData(preparation, sequence_length=sequence_length, packing=packing, cache=cache, workers=workers)
+    return TextData(
+        preparation,
+        sequence_length=sequence_length,
+        packing=packing,
+        document_masks=document_masks,
+        cache=cache,
+        workers=workers,
+    )

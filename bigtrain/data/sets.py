@@ -18,10 +18,16 @@ class ConcatSet:
 
     Sample k: `input_ids` = t[kS : kS+S], `labels` = t[kS+1 : kS+S+1], so that every token but the first is a target
     once. What is left after the last whole sample is dropped, or with `remainder` becomes a last, padded sample.
+
+    With `document_masks` samples carry `document_ids` too, from 0 on in each sample (padding has one of its own), and
+    a document's last token has no target: the first token of the next document does not follow from it.
     """
 
-    def __init__(self, shards: Shards, sequence_length: int, pad_id: int, *, remainder: bool) -> None:
+    def __init__(
+        self, shards: Shards, sequence_length: int, pad_id: int, *, remainder: bool, document_masks: bool = False
+    ) -> None:
         self.shards, self.sequence_length, self.pad_id = shards, sequence_length, pad_id
+        self.document_masks = document_masks
         targets = max(0, shards.tokens - 1)
         self._len = -(-targets // sequence_length) if remainder else targets // sequence_length
 
@@ -29,12 +35,22 @@ class ConcatSet:
         return self._len
 
     def __getitem__(self, index: int) -> Sample:
-        """`input_ids` and `labels`, int64 of shape (S,)."""
+        """`input_ids` and `labels`, and `document_ids` where they are wanted: int64 of shape (S,)."""
         if not 0 <= index < self._len:
             raise IndexError(f"sample {index} of {self._len}")
         start = index * self.sequence_length
-        tokens = self.shards.read(start, min(start + self.sequence_length + 1, self.shards.tokens))
-        return _sample(tokens, self.sequence_length, self.pad_id)
+        stop = min(start + self.sequence_length + 1, self.shards.tokens)
+        sample = _sample(self.shards.read(start, stop), self.sequence_length, self.pad_id)
+        if self.document_masks:
+            documents = self.shards.documents_of(start, stop)
+            documents -= documents[0]
+            ids = np.full(self.sequence_length, documents[-1] + 1, np.int64)
+            ids[: len(documents) - 1] = documents[:-1]
+            last = np.flatnonzero(documents[1:] != documents[:-1])
+            labels = sample["labels"].copy()
+            labels[last] = IGNORE
+            sample |= {"labels": labels, "document_ids": ids}
+        return sample
 
 
 class DocumentSet:

@@ -154,6 +154,13 @@ class Shards:
         ends = self._ends()
         return (int(ends[document - 1]) if document else 0), int(ends[document])
 
+    def documents_of(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Of each of the tokens [start, stop): the number of its document in the split."""
+        ends = self._ends()
+        at = np.arange(start, stop, dtype=ends.dtype)  # of the same type: else NumPy would convert all of the ends
+        first = int(np.searchsorted(ends, at[0], side="right"))
+        return first + np.searchsorted(ends[first : first + len(at)], at, side="right")
+
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` and makes the whole folder durable."""

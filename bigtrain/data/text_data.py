@@ -28,6 +28,7 @@ class TextData:
         *,
         sequence_length: int,
         packing: Literal["concat", "none"],
+        document_masks: bool = False,
         cache: str,
         workers: int | None,
     ) -> None:
@@ -35,9 +36,15 @@ class TextData:
             raise UserError(f"data.sequence_length={sequence_length}: at least 1 token.")
         if packing not in ("concat", "none"):
             raise UserError(f"data.packing={packing}: there are: concat, none.")
+        if document_masks and packing != "concat":
+            raise UserError(
+                f"data.document_masks=true is for data.packing=concat: with data.packing={packing} a sample is one "
+                "document. Leave it false."
+            )
         if workers is not None and workers < 1:
             raise UserError(f"data.workers={workers}: at least 1 process.")
         self.preparation, self.sequence_length, self.packing = preparation, sequence_length, packing
+        self.document_masks = document_masks
         self.cache, self.workers = Path(cache).expanduser(), workers
 
     def prepare(self) -> None:
@@ -104,6 +111,7 @@ class TextData:
             manifest["tokenizer_sha256"],
             self.sequence_length,
             self.packing,
+            *(["document_masks"] if self.document_masks else []),
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -137,7 +145,13 @@ class TextData:
         shards = Shards(self.folder, self._manifest["token_type"], self._manifest["splits"][split])
         if self.packing == "none":
             return DocumentSet(shards, self.sequence_length, self._manifest["pad_id"])
-        return ConcatSet(shards, self.sequence_length, self._manifest["pad_id"], remainder=split == "eval")
+        return ConcatSet(
+            shards,
+            self.sequence_length,
+            self._manifest["pad_id"],
+            remainder=split == "eval",
+            document_masks=self.document_masks,
+        )
 
     def _check_tokenizer(self) -> None:
         """Where shards and tokenizer were both given, they must belong together."""

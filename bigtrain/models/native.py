@@ -101,6 +101,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x.dtype) + torch.cat((-right, left), dim=-1) * sin.to(x.dtype)
 
 
+def within_documents(document_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Of (B, S) document ids: each token's position in its document (B, S), and what sees what (B, 1, S, S) bool."""
+    at = torch.arange(document_ids.shape[1], device=document_ids.device)
+    begins = document_ids != document_ids.roll(1, dims=1)
+    begins[:, 0] = True
+    start = torch.where(begins, at, 0).cummax(dim=1).values
+    # A token sees what came before it, from its document's first token on.
+    mask = (at <= at[:, None]) & (at >= start.unsqueeze(-1))
+    return at - start, mask.unsqueeze(1)
+
+
 def norm(shape: Shape) -> nn.Module:
     """The shape's normalisation over D."""
     if shape.norm == "rms_norm":
@@ -119,19 +130,20 @@ class Attention(nn.Module):
         self.qkv = Linear(shape.width, sum(self.sizes), shape.bias, std)
         self.out = Linear(self.sizes[0], shape.width, shape.bias, std_out)
 
-    def forward(self, x: Tensor, rope: Rope) -> Tensor:
-        """x (B, S, D) -> (B, S, D)."""
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None = None) -> Tensor:
+        """x (B, S, D) -> (B, S, D); mask (B, 1, S, S) bool: what sees what, None: all that came before."""
         heads = (t.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for t in self.qkv(x).split(self.sizes, dim=-1))
         q, k, v = heads  # (B, H or K, S, W)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         grouped = self.repeat > 1
-        if grouped and not (q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)):
-            # Only the flash kernel reads grouped heads; the others would fall back to one that stores S x S scores.
+        if grouped and not (mask is None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)):
+            # Only the flash kernel reads grouped heads, and it takes no mask; the others would fall back to one that
+            # stores S x S scores.
             k, v = (t.repeat_interleave(self.repeat, dim=1) for t in (k, v))
             grouped = False
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
         out: Tensor = self.out(y.transpose(1, 2).flatten(-2))
         return out
 
@@ -169,9 +181,9 @@ class Block(nn.Module):
         self.mlp = MLP(shape, 0.02, std_out)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None = None) -> Tensor:
         """x (B, S, D) -> (B, S, D)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rope))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rope, mask))
         x = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return x
 
@@ -215,32 +227,42 @@ class Decoder(nn.Module):
             sequence_length=self.shape.sequence_length,
         )
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """input_ids (B, S) int64 -> (B, S, D) after the last norm."""
         length = input_ids.shape[1]
+        at = torch.arange(length, device=input_ids.device)
+        mask: Tensor | None = None
+        if document_ids is not None:
+            at, mask = within_documents(document_ids)
         x = self.embedding(input_ids)
         rope: Rope = None
         if self.positions is not None:
             if length > self.shape.sequence_length:
                 raise UserError(f"{length} tokens do not fit into model.sequence_length={self.shape.sequence_length}.")
-            x = x + self.positions(torch.arange(length, device=input_ids.device))
+            x = x + self.positions(at)
         elif self.rotary is not None:
             rope = self.rotary(length, input_ids.device)
+            if mask is not None:
+                rope = rope[0][at].unsqueeze(1), rope[1][at].unsqueeze(1)  # (B, 1, S, W)
         x = self.dropout(x)
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, rope, use_reentrant=False)
+                x = checkpoint(block, x, rope, mask, use_reentrant=False)
             else:
-                x = block(x, rope)
+                x = block(x, rope, mask)
         hidden: Tensor = self.norm(x)
         return hidden
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """input_ids (B, S) int64 -> logits (B, S, V)."""
-        logits: Tensor = self.head(self.hidden(input_ids))
+    def forward(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """input_ids (B, S) int64 -> logits (B, S, V).
+
+        With document_ids (B, S) int64, the same number for neighbouring tokens of one document, each document is
+        computed as if it were alone: attention stays inside it, and its positions start from 0.
+        """
+        logits: Tensor = self.head(self.hidden(input_ids, document_ids))
         return logits
 
-    def loss_sum(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+    def loss_sum(self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """Sum of cross-entropy over the targets, an fp32 scalar; labels (B, S) are shifted already, -100 is none."""
-        loss: Tensor = self.head(self.hidden(input_ids), labels)
+        loss: Tensor = self.head(self.hidden(input_ids, document_ids), labels)
         return loss
