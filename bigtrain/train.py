@@ -68,10 +68,22 @@ def read_arguments(argv: Sequence[str]) -> Composed:
 def work(composed: Composed, supervised: bool) -> int:
     """One rank's whole life; `supervised`: by `bigtrain train`."""
     from bigtrain import distributed
+    from bigtrain.watch import Watch
 
-    ranks = distributed.setup(composed.config.trainer.device, composed.config.trainer.timeout_s)
+    trainer = composed.config.trainer
+    ranks = distributed.setup(trainer.device, trainer.timeout_s)
+    watch = Watch(ranks) if ranks.world_size > 1 else None
     try:
-        return _train(distributed.broadcast_object(composed), ranks, supervised)
+        code = _train(composed, ranks, supervised)
+    except BaseException as error:
+        if watch is None:
+            raise
+        cause = watch.failed(error)
+        raise cause from (None if cause is not error else error.__cause__)
+    else:
+        if watch is not None:
+            watch.leave()
+        return code
     finally:
         distributed.teardown()
 
@@ -79,17 +91,21 @@ def work(composed: Composed, supervised: bool) -> int:
 def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
     from bigtrain.assembly import assemble, check_parts, describe, keep_tokenizer, prepared_data, run_loop
     from bigtrain.checkpoint.folder import lock
-    from bigtrain.distributed import run_on_first
+    from bigtrain.distributed import broadcast_object, run_on_first
     from bigtrain.outputs import Outputs, finish
+    from bigtrain.rollcall import roll_call
     from bigtrain.telemetry.environment import write_environment
     from bigtrain.telemetry.progress import say, setup_logging
     from bigtrain.trainer import Stop
 
+    mine, composed = composed, broadcast_object(composed)
     config, run_dir = composed.config, Path(composed.config.run.dir or "")
     ranks = replace(ranks, replicas=replicas(config.engine))
     with ExitStack() as stack:
         stop = stack.enter_context(Stop().armed())
         run_on_first(lambda: stack.enter_context(lock(run_dir)))
+        if ranks.world_size > 1:
+            roll_call(mine.raw, run_dir, ranks.first, say)
         setup_logging(run_dir, ranks.rank)
         run_on_first(lambda: write_environment(run_dir))
         for note in composed.notes if ranks.first else ():
