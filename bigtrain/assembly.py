@@ -250,10 +250,12 @@ def assemble(
 ) -> Assembly:
     """The engine, and all else that the loop needs, on the state of the newest intact checkpoint in `run.dir`."""
     from bigtrain.engines import build_engine
+    from bigtrain.engines.effective import check_effective
 
     engine = build_engine(
         config, lambda: build_model(config, data), objective, lambda model: build_optimizer(config, model), ranks
     )
+    check_effective(config, engine.settings())
     state, checkpoint, rng = resume(config, engine, data, ranks)
     steps = total_steps(config, len(data.train))
     return Assembly(config, ranks, data, schedule, objective, engine, steps, state, checkpoint, rng)
