@@ -33,6 +33,7 @@ from bigtrain.engines.base import (
 from bigtrain.engines.deepspeed_config import check_extra, deepspeed_config
 from bigtrain.engines.deepspeed_start import build_once, import_deepspeed, refuse_unsupported, shard, silent
 from bigtrain.engines.deepspeed_state import Layout, layout_of
+from bigtrain.engines.sequence_parallel import SequenceParallel
 from bigtrain.errors import UserError
 
 
@@ -64,6 +65,8 @@ class DeepSpeedEngine:
             make_contiguous(self.model)
         if config.trainer.activation_checkpointing == "full":
             enable_activation_checkpointing(self.model)
+        size = config.engine.sequence_parallel
+        self._sequence = SequenceParallel(self.model, ranks, size) if size > 1 else None
         # Before the weights are cut: the groups of weight decay need to see the shapes.
         self.optimizer = build_optimizer(self.model)
         if stage > 0 and isinstance(self.optimizer, torch.optim.Adagrad):
@@ -91,7 +94,7 @@ class DeepSpeedEngine:
         loss = torch.zeros((), device=self.device)
         norm: Tensor | float | None = None
         for index, batch in enumerate(micro_batches):
-            part = engine(to_device(batch, self.device)) / max(targets, 1)
+            part = engine(self._here(batch)) / max(targets, 1)
             engine.backward(part * (self.ranks.world_size * scale), scale_wrt_gas=False)
             loss += part.detach()
             if index == len(micro_batches) - 1 and stage_0 and self._dtype is torch.float32:  # it keeps no norm there
@@ -105,8 +108,12 @@ class DeepSpeedEngine:
     def eval_loss(self, batch: Batch) -> Tensor:
         """See `Engine.eval_loss`."""
         self.model.eval()
-        loss: Tensor = self._engine(to_device(batch, self.device))
+        loss: Tensor = self._engine(self._here(batch))
         return loss
+
+    def _here(self, batch: Batch) -> Batch:
+        """What of the batch is this rank's, on the device."""
+        return to_device(batch if self._sequence is None else self._sequence.cut(batch), self.device)
 
     def fragments(self, stateful: Collection[str] = ()) -> list[Fragment]:
         """zero0: whole parameters, written in turns; from zero1 on: this rank's part of the fp32 masters."""

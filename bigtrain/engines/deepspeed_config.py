@@ -94,6 +94,8 @@ def deepspeed_config(config: RunConfig, world_size: int, device: str) -> dict[st
         "timers": {"throughput": {"enabled": False}},  # it waits for the device at every step
         "zero_optimization": zero,
     }
+    if config.engine.sequence_parallel > 1:
+        settings["sequence_parallel_size"] = config.engine.sequence_parallel  # ranks that share their samples
     if config.precision.name != "fp32":
         # Gradients are summed over micro-batches and ranks in fp32, wherever DeepSpeed can.
         settings["communication_data_type"] = "fp32"
