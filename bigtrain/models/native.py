@@ -6,7 +6,8 @@ Shapes: B samples, S tokens, D width, H heads, K heads of keys and values, W hea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,10 @@ from bigtrain.models.shapes import Shape
 from bigtrain.telemetry.meters import matmul_parameters, training_flops_per_token
 
 Rope = tuple[Tensor, Tensor] | None
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""q (B, H, S, W), k and v (B, K, S, W) -> (B, S, H, W)."""
+Exchange = Callable[[Attend, Tensor, Tensor, Tensor], Tensor]
+"""The same of q, k and v that hold a part of the sequence only: the attention is done elsewhere, on whole sequences."""
 
 
 class Linear(nn.Linear):
@@ -112,6 +117,15 @@ def within_documents(document_ids: Tensor) -> tuple[Tensor, Tensor]:
     return at - start, mask.unsqueeze(1)
 
 
+def check_heads(heads: int, kv_heads: int, parts: int) -> None:
+    """Ulysses gives each part of the sequence as many heads: a `UserError` where they cannot be divided."""
+    for count, what in ((heads, "attention heads"), (kv_heads, "heads of keys and values")):
+        if count % parts:
+            raise UserError(
+                f"engine.sequence_parallel={parts} does not divide the model's {count} {what}: take one that does."
+            )
+
+
 def norm(shape: Shape) -> nn.Module:
     """The shape's normalisation over D."""
     if shape.norm == "rms_norm":
@@ -129,6 +143,7 @@ class Attention(nn.Module):
         self.repeat = shape.heads // shape.kv_heads
         self.qkv = Linear(shape.width, sum(self.sizes), shape.bias, std)
         self.out = Linear(self.sizes[0], shape.width, shape.bias, std_out)
+        self.exchange: Exchange | None = None
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None = None) -> Tensor:
         """x (B, S, D) -> (B, S, D); mask (B, 1, S, S) bool: what sees what, None: all that came before."""
@@ -136,6 +151,13 @@ class Attention(nn.Module):
         q, k, v = heads  # (B, H or K, S, W)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
+        attend = partial(self.attend, mask=mask)
+        y = attend(q, k, v) if self.exchange is None else self.exchange(attend, q, k, v)
+        out: Tensor = self.out(y.flatten(-2))
+        return out
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """q (B, H, S, W), k and v (B, K, S, W) -> (B, S, H, W)."""
         grouped = self.repeat > 1
         if grouped and not (mask is None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)):
             # Only the flash kernel reads grouped heads, and it takes no mask; the others would fall back to one that
@@ -144,8 +166,7 @@ class Attention(nn.Module):
             grouped = False
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
-        out: Tensor = self.out(y.transpose(1, 2).flatten(-2))
-        return out
+        return y.transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -209,11 +230,24 @@ class Decoder(nn.Module):
         else:
             weight = nn.Parameter(torch.empty(shape.vocab_size, shape.width).normal_(std=std))
         self.head = Head(weight)
+        self.part, self.parts = 0, 1  # of the sequence
         self.activation_checkpointing = False
 
     def enable_activation_checkpointing(self) -> None:
         """Keep each block's input only and compute the block again in backward, with the same random numbers."""
         self.activation_checkpointing = True
+
+    def enable_sequence_parallel(self, part: int, parts: int, exchange: Exchange) -> None:
+        """From now on `input_ids` are the part of index `part` of `parts` equal ones of a sequence; `document_ids` stay
+        whole.
+
+        Raises:
+            UserError: the heads cannot be divided by the parts.
+        """
+        check_heads(self.shape.heads, self.shape.kv_heads, parts)
+        self.part, self.parts = part, parts
+        for block in self.blocks:
+            cast(Block, block).attention.exchange = exchange
 
     @property
     def flops_per_token(self) -> float:
@@ -230,20 +264,23 @@ class Decoder(nn.Module):
     def hidden(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """input_ids (B, S) int64 -> (B, S, D) after the last norm."""
         length = input_ids.shape[1]
-        at = torch.arange(length, device=input_ids.device)
+        start, whole = self.part * length, self.parts * length
+        at = torch.arange(start, start + length, device=input_ids.device)
         mask: Tensor | None = None
         if document_ids is not None:
             at, mask = within_documents(document_ids)
+            at = at[:, start : start + length]
         x = self.embedding(input_ids)
         rope: Rope = None
         if self.positions is not None:
-            if length > self.shape.sequence_length:
-                raise UserError(f"{length} tokens do not fit into model.sequence_length={self.shape.sequence_length}.")
+            if whole > self.shape.sequence_length:
+                raise UserError(f"{whole} tokens do not fit into model.sequence_length={self.shape.sequence_length}.")
             x = x + self.positions(at)
         elif self.rotary is not None:
-            rope = self.rotary(length, input_ids.device)
+            cos, sin = self.rotary(whole, input_ids.device)
+            rope = cos[at], sin[at]
             if mask is not None:
-                rope = rope[0][at].unsqueeze(1), rope[1][at].unsqueeze(1)  # (B, 1, S, W)
+                rope = rope[0].unsqueeze(1), rope[1].unsqueeze(1)  # (B, 1, S, W)
         x = self.dropout(x)
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from bigtrain.errors import UserError, nearest
 from bigtrain.models.build import whole_modules
-from bigtrain.models.native import Head
+from bigtrain.models.native import Exchange, Head, check_heads
 from bigtrain.models.source import locate, need_gguf, read_config, reason
 from bigtrain.telemetry.meters import matmul_parameters, training_flops_per_token
 
@@ -24,6 +25,8 @@ class HuggingFace(nn.Module):
         self.config = hf.config
         self.sequence_length: int | None = None
         """What it is trained at, where that is known."""
+        self.part: int | None = None
+        """Which part of the sequence it is given; None: the whole."""
 
     @property
     def flops_per_token(self) -> float | None:
@@ -44,8 +47,48 @@ class HuggingFace(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """input_ids (B, S) int64 -> logits (B, S, V)."""
-        logits: Tensor = self.hf(input_ids=input_ids, use_cache=False).logits
+        logits: Tensor = self.hf(**self._inputs(input_ids)).logits
         return logits
+
+    def _inputs(self, input_ids: Tensor) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+        if self.part is not None:
+            start, length = self.part * input_ids.shape[1], input_ids.shape[1]
+            inputs["position_ids"] = torch.arange(start, start + length, device=input_ids.device).unsqueeze(0)
+        return inputs
+
+    def enable_sequence_parallel(self, part: int, parts: int, exchange: Exchange) -> None:
+        """From now on `input_ids` are the part of index `part` of `parts` equal ones of a sequence.
+
+        Raises:
+            UserError: the heads cannot be divided by the parts, or the attention cannot be reached.
+        """
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        text = self.config.get_text_config()
+        kind, used = text.model_type, self.config._attn_implementation
+        heads = text.num_attention_heads
+        check_heads(heads, getattr(text, "num_key_value_heads", None) or heads, parts)
+        windows = set(getattr(text, "layer_types", None) or []) - {"full_attention"}
+        if windows or (getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)):
+            raise UserError(f"engine.sequence_parallel={parts}: a {kind} with sliding windows has masks of its own.")
+        if used not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+            raise UserError(f"engine.sequence_parallel={parts} exchanges heads around attention: take attention=sdpa.")
+        core = ALL_ATTENTION_FUNCTIONS[used]
+
+        def exchanged(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: None, **options: Any) -> Any:
+            options.pop("position_ids", None)  # of this part: the core sees the whole sequence
+            return exchange(lambda *heads: core(module, *heads, mask, **options)[0], q, k, v), None
+
+        ALL_ATTENTION_FUNCTIONS.register("bigtrain_exchanged", exchanged)  # no mask goes with it: causal, on the whole
+        self.hf.set_attn_implementation("bigtrain_exchanged")
+        reached = self.hf.config._attn_implementation == "bigtrain_exchanged"
+        if not reached or "position_ids" not in inspect.signature(self.hf.base_model.forward).parameters:
+            raise UserError(
+                f"engine.sequence_parallel={parts}: transformers' {kind} does not let its attention or its positions "
+                "be replaced; take another model, or model=decoder."
+            )
+        self.part = part
 
     def enable_activation_checkpointing(self) -> None:
         """Compute each block again in backward, with the same random numbers."""
@@ -62,7 +105,7 @@ class HuggingFaceLinearHead(HuggingFace):
 
     def loss_sum(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         """Sum of cross-entropy over the targets, an fp32 scalar; labels (B, S) are shifted already, -100 is none."""
-        hidden = self.hf.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        hidden = self.hf.base_model(**self._inputs(input_ids)).last_hidden_state
         loss: Tensor = self.hf.get_output_embeddings()(hidden, labels)
         return loss
 
