@@ -31,7 +31,16 @@ from bigtrain.engines.base import (
     to_device,
 )
 from bigtrain.engines.deepspeed_config import check_extra, deepspeed_config
-from bigtrain.engines.deepspeed_start import build_once, import_deepspeed, refuse_unsupported, shard, silent
+from bigtrain.engines.deepspeed_settings import effective
+from bigtrain.engines.deepspeed_start import (
+    Weights,
+    build_once,
+    import_deepspeed,
+    refuse_unsupported,
+    shard,
+    silent,
+    unrounded,
+)
 from bigtrain.engines.deepspeed_state import Layout, layout_of
 from bigtrain.engines.sequence_parallel import SequenceParallel
 from bigtrain.errors import UserError
@@ -60,11 +69,12 @@ class DeepSpeedEngine:
         self._linear = torch.nn.functional.linear  # ZeRO-3 puts its own in the place of this one, for the whole process
 
         self.model = build_once(build_model, ranks) if sharded else build_model()
+        weights: Weights = {}  # as the model's code made them: the fp32 masters start from them
         if not sharded:
-            self.model.to(ranks.device)
             make_contiguous(self.model)
-        if config.trainer.activation_checkpointing == "full":
-            enable_activation_checkpointing(self.model)
+            weights = unrounded(self.model)
+            self.model.to(ranks.device)
+        enable_activation_checkpointing(self.model, config.trainer.activation_checkpointing)
         size = config.engine.sequence_parallel
         self._sequence = SequenceParallel(self.model, ranks, size) if size > 1 else None
         # Before the weights are cut: the groups of weight decay need to see the shapes.
@@ -73,8 +83,8 @@ class DeepSpeedEngine:
             raise UserError("DeepSpeed drops the parameter groups of torch.optim.Adagrad: use engine=ddp or zero0.")
         self.base_lr = remember_base_lr(self.optimizer)
         if sharded:
-            shard(deepspeed, settings, self.model, self._dtype, ranks)
-        step = Step(self.model, objective, ranks.device, self._dtype)
+            weights = shard(deepspeed, settings, self.model, self._dtype, ranks)
+        step = Step(self.model, objective, ranks.device, self._dtype, config.trainer.activation_offload)
         if config.trainer.compile:
             step.compile()
 
@@ -82,6 +92,10 @@ class DeepSpeedEngine:
         with silent():
             self._engine, *_ = deepspeed.initialize(model=step, optimizer=self.optimizer, config=settings)
         self._layout: Layout = layout_of(self._engine, self.optimizer, self.model, ranks)
+        if self._dtype is not torch.float32:
+            self._layout.start_from(weights)  # DeepSpeed made its masters from the rounded ones
+        if self._dtype is torch.float16:
+            self._layout.count_like_torch()
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, lr_factor: float) -> StepResult:
         """See `Engine.train_step`."""
@@ -100,6 +114,8 @@ class DeepSpeedEngine:
             if index == len(micro_batches) - 1 and stage_0 and self._dtype is torch.float32:  # it keeps no norm there
                 norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
             engine.step()
+        if self._dtype is torch.float16:
+            self._layout.count_like_torch()
         if norm is None:
             norm = engine.get_global_grad_norm() / scale
         return StepResult(loss, norm, may_overflow=self._dtype is torch.float16)
@@ -133,23 +149,8 @@ class DeepSpeedEngine:
             self._layout.load_scalars(values)
 
     def settings(self) -> dict[str, Any]:
-        """See `Engine.settings`."""
-        engine = self._engine
-        return {
-            "engine": f"zero{int(engine.zero_optimization_stage())}",
-            "world_size": engine.dp_world_size,
-            "device": str(engine.device),
-            "precision": str(engine.get_data_types()[0]).removeprefix("torch."),
-            "gradient_precision": str(engine.get_data_types()[1]).removeprefix("torch."),
-            "micro_batch_size": engine.train_micro_batch_size_per_gpu(),
-            "global_batch_size": engine.train_batch_size(),
-            "accumulation": engine.gradient_accumulation_steps(),
-            "grad_clip": engine.gradient_clipping() or None,
-            "loss_scale": self.scalars().get("loss_scale"),
-            "optimizer": type(self.optimizer).__name__,
-            "deepspeed_optimizer": type(engine.optimizer).__name__,
-            "lr": [group["initial_lr"] for group in self.optimizer.param_groups],
-        }
+        """See `Engine.settings`: read from DeepSpeed's live objects, not from the dictionary that it was given."""
+        return effective(self._engine, self.optimizer)
 
     def close(self) -> None:
         """See `Engine.close`."""

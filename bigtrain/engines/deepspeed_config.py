@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from bigtrain.config.rules import accumulation, replicas
-from bigtrain.config.schema import RunConfig
+from bigtrain.config.schema import Engine, RunConfig
 from bigtrain.errors import UserError, nearest
 
 OWNED = {
@@ -33,7 +33,17 @@ OWNED = {
     "prescale_gradients": "the one normaliser",
     "gradient_predivide_factor": "the one normaliser",
     "zero_allow_untested_optimizer": "optimizer",
+    "zero_force_ds_cpu_optimizer": "optimizer",
     "zero_optimization.stage": "engine",
+    "zero_optimization.reduce_bucket_size": "engine.bucket_size",
+    "zero_optimization.overlap_comm": "engine.overlap_comm",
+    "zero_optimization.offload_optimizer.device": "engine.offload_optimizer",
+    "zero_optimization.offload_optimizer.nvme_path": "engine.nvme_path",
+    "zero_optimization.offload_param.device": "engine.offload_parameters",
+    "zero_optimization.offload_param.nvme_path": "engine.nvme_path",
+    "zero_optimization.zero_hpz_partition_size": "engine.hierarchical_partition",
+    "zero_optimization.zero_quantized_weights": "engine.quantized_weights",
+    "zero_optimization.zero_quantized_gradients": "engine.quantized_gradients",
     "bf16.enabled": "precision",
     "fp16.enabled": "precision",
     "fp16.loss_scale": "precision",
@@ -62,11 +72,23 @@ PLAIN: dict[str, type | tuple[str, ...] | dict[str, type]] = {
         "output_file": str,
         "recompute_fwd_factor": float,
     },
+    "aio": {
+        "block_size": int,
+        "queue_depth": int,
+        "intra_op_parallelism": int,
+        "single_submit": bool,
+        "overlap_events": bool,
+    },
     "wall_clock_breakdown": bool,
     "memory_breakdown": bool,
     "dump_state": bool,
 }
 """Other keys that may be there; DeepSpeed has no model of them: choices, a type, or keys with their types."""
+
+NVME_BUFFERS = 5
+"""Pinned buffers of the largest size: an optimizer swaps weight, gradient and up to three states of a sub-group."""
+NVME_SUB_GROUP = 100_000_000
+"""Elements of the optimizer's state that are in the host's memory at once (each buffer 400 MB at most)."""
 
 
 def deepspeed_config(config: RunConfig, world_size: int, device: str) -> dict[str, Any]:
@@ -83,7 +105,8 @@ def deepspeed_config(config: RunConfig, world_size: int, device: str) -> dict[st
     if stage in (1, 2):
         zero |= {"allgather_bucket_size": bucket + bucket % 2}  # it must be even
     if stage == 3:
-        zero |= {"stage3_prefetch_bucket_size": bucket}
+        zero |= {"stage3_prefetch_bucket_size": bucket, **_zeropp(config.engine)}
+    zero |= _offload(config.engine, device)
     settings: dict[str, Any] = {
         "train_batch_size": config.trainer.global_batch_size,
         "train_micro_batch_size_per_gpu": config.trainer.micro_batch_size,
@@ -94,6 +117,8 @@ def deepspeed_config(config: RunConfig, world_size: int, device: str) -> dict[st
         "timers": {"throughput": {"enabled": False}},  # it waits for the device at every step
         "zero_optimization": zero,
     }
+    if config.engine.offload_optimizer:
+        settings["zero_force_ds_cpu_optimizer"] = False  # the recipe's own optimizer, torch's: nothing to compile
     if config.engine.sequence_parallel > 1:
         settings["sequence_parallel_size"] = config.engine.sequence_parallel  # ranks that share their samples
     if config.precision.name != "fp32":
@@ -111,6 +136,36 @@ def deepspeed_config(config: RunConfig, world_size: int, device: str) -> dict[st
             "hysteresis": 1,  # it halves at the first overflow
         }
     return merge(settings, config.engine.extra)
+
+
+def _offload(engine: Engine, device: str) -> dict[str, Any]:
+    """What leaves the device. Pinned, so that a GPU copies while it computes; a CPU has nothing to pin for."""
+    kept: dict[str, Any] = {}
+    for key, where in (("offload_optimizer", engine.offload_optimizer), ("offload_param", engine.offload_parameters)):
+        if where is None:
+            continue
+        kept[key] = {"device": where, "pin_memory": device != "cpu"}
+        if where == "nvme":
+            kept[key] |= {"nvme_path": engine.nvme_path, "buffer_count": NVME_BUFFERS}
+    if engine.offload_optimizer == "nvme":
+        kept["sub_group_size"] = NVME_SUB_GROUP
+    if engine.offload_parameters == "nvme":
+        # None stays in the host's memory, and none stays whole after its block: each holds one of the few buffers.
+        kept["offload_param"] |= {"max_in_cpu": 0}
+        kept |= {"stage3_max_reuse_distance": 0, "stage3_max_live_parameters": 0, "stage3_prefetch_bucket_size": 0}
+    return kept
+
+
+def _zeropp(engine: Engine) -> dict[str, Any]:
+    """ZeRO++ (https://arxiv.org/abs/2306.10209)."""
+    kept: dict[str, Any] = {}
+    if engine.hierarchical_partition:
+        kept["zero_hpz_partition_size"] = engine.hierarchical_partition
+    if engine.quantized_weights:
+        kept["zero_quantized_weights"] = True
+    if engine.quantized_gradients:
+        kept["zero_quantized_gradients"] = True
+    return kept
 
 
 def _power_of_two(scale: float) -> int:
@@ -140,23 +195,23 @@ def check_extra(extra: dict[str, Any]) -> None:
     """
     known = [*MODELS, *PLAIN]
     for key, value in extra.items():
-        _not_owned(key)
+        _not_owned(key, value)
         if key not in known:
             raise UserError(f"engine.extra.{key} is not a key that bigtrain passes on.{nearest(key, known)}")
-        if key in MODELS or isinstance(PLAIN[key], dict):
-            if not isinstance(value, dict):
-                raise UserError(f"engine.extra.{key}={value!r}: a mapping is needed.")
-            for inner in value:
-                _not_owned(f"{key}.{inner}")
+        if (key in MODELS or isinstance(PLAIN[key], dict)) and not isinstance(value, dict):
+            raise UserError(f"engine.extra.{key}={value!r}: a mapping is needed.")
         if key in MODELS:
             _ask_model(key, value)
         else:
             _check_plain(key, value, PLAIN[key])
 
 
-def _not_owned(key: str) -> None:
+def _not_owned(key: str, value: Any) -> None:
     if key in OWNED:
         raise UserError(f"engine.extra.{key} is set by bigtrain, from {OWNED[key]}: use that.")
+    if isinstance(value, dict):
+        for inner, given in value.items():
+            _not_owned(f"{key}.{inner}", given)
 
 
 def _check_plain(key: str, value: Any, rule: Any) -> None:

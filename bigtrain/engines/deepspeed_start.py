@@ -6,18 +6,18 @@ import contextlib
 import io
 import logging
 import os
-import pickle
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from bigtrain.distributed import Ranks, run_on_first
+from bigtrain.distributed import Ranks
+from bigtrain.engines.sharded_init import build_once as build_once
 from bigtrain.errors import UserError
 
 log = logging.getLogger("bigtrain.deepspeed")
@@ -76,66 +76,38 @@ def refuse_unsupported(deepspeed: ModuleType, dtype: torch.dtype) -> None:
 # ------------------------------------------------------------------------------------------ ZeRO-3, sharded exactly
 
 
-def build_once(build_model: Callable[[], nn.Module], ranks: Ranks) -> nn.Module:
-    """The model, whole on rank 0; the others get its modules and buffers, and of its parameters the shapes only.
-
-    So one rank runs the user's code and its random numbers, and all have what it built, pretrained weights included.
-    (Building inside `deepspeed.zero.Init` instead gives other weights than those the model's code asks for: seen with
-    transformers models from a config, first loss 89.9 where ln(vocabulary) = 6.9.) A model that cannot be pickled is
-    built on every rank.
-    """
-    if ranks.world_size == 1:
-        return build_model()
-    built: list[nn.Module] = []
-
-    def outline() -> bytes | None:
-        built.append(build_model())
-        buffer = io.BytesIO()
-        with contextlib.suppress(Exception):  # lambdas and local classes: whatever pickle says, there is another way
-            _Outline(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(built[0])
-            return buffer.getvalue()
-        return None
-
-    pickled = run_on_first(outline)
-    if pickled is not None and not built:
-        with contextlib.suppress(Exception):  # a class that this rank cannot import
-            built.append(pickle.loads(pickled))  # from rank 0 of this job, over its own process group
-    if not built:
-        log.info("the model's modules cannot be pickled: this rank builds the whole model before it is sharded")
-        built.append(build_model())
-    return built[0]
+Weights = dict[str, tuple[int, Tensor]]
+"""Unrounded weights by name: the offset of the first element that is held here, and the elements, flat, on the host."""
 
 
-class _Outline(pickle.Pickler):
-    """Pickles a model without the values of its parameters; shared parameters stay shared."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, nn.Parameter):
-            attributes = {key: item for key, item in vars(value).items() if not key.startswith("_")}
-            return _hollow, (type(value), tuple(value.shape), value.dtype, value.requires_grad, attributes)
-        return NotImplemented
+def unrounded(model: nn.Module) -> Weights:
+    """The model's own weights, whole: no copy, as rounding gives the parameters other memory."""
+    return {name: (0, p.detach().cpu().view(-1)) for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _hollow(
-    kind: type[nn.Parameter], shape: tuple[int, ...], dtype: torch.dtype, trained: bool, attributes: dict[str, Any]
-) -> nn.Parameter:
-    """A parameter of the right shape that takes the memory of one element."""
-    parameter = kind(torch.zeros(1, dtype=dtype).expand(shape), requires_grad=trained)
-    vars(parameter).update(attributes)
-    return parameter
-
-
-def shard(deepspeed: ModuleType, settings: dict[str, Any], model: nn.Module, dtype: torch.dtype, ranks: Ranks) -> None:
+def shard(
+    deepspeed: ModuleType, settings: dict[str, Any], model: nn.Module, dtype: torch.dtype, ranks: Ranks
+) -> Weights:
     """Cut rank 0's weights into ZeRO-3's partitions in place, one parameter at a time: no more than one is ever whole
-    on the others. Parameters stay the same objects, so that an optimizer made before keeps its groups."""
+    on the others. Parameters stay the same objects, so that an optimizer made before keeps its groups. Returns this
+    rank's slices of what was rounded to `dtype`."""
+    slices: Weights = {}
     with silent():
         zero = deepspeed.zero.Init(config_dict_or_path=settings)
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             wanted = dtype if parameter.is_floating_point() else parameter.dtype
             if ranks.first:
-                parameter.data = parameter.data.to(ranks.device, wanted)
+                whole = parameter.data.to(ranks.device).contiguous()
             else:
-                parameter.data = torch.empty(parameter.shape, device=ranks.device, dtype=wanted)
+                whole = torch.empty(parameter.shape, device=ranks.device, dtype=parameter.dtype)
+            if wanted is not parameter.dtype and parameter.requires_grad:
+                torch.distributed.broadcast(whole, 0)
+                length = -(-whole.numel() // ranks.world_size)
+                start = min(whole.numel(), length * ranks.rank)
+                own = whole.view(-1)[start : start + length]
+                slices[name] = (start, own.to("cpu", copy=True))
+            parameter.data = whole.to(wanted)
             zero._convert_to_zero_parameters([parameter])  # broadcasts rank 0's values and keeps this rank's part
     for buffer in model.buffers():
         buffer.data = buffer.data.to(ranks.device)
+    return slices

@@ -18,6 +18,7 @@ from bigtrain.checkpoint.fragments import Fragment
 from bigtrain.distributed import Ranks
 from bigtrain.engines import state
 from bigtrain.engines.base import Scalar
+from bigtrain.engines.deepspeed_start import Weights
 
 
 class Layout:
@@ -43,9 +44,22 @@ class Layout:
         state.write_back(self._handed, self._states)
         self.refresh()
 
+    @torch.no_grad()
+    def start_from(self, weights: Weights) -> None:
+        """Put these in the place of the masters."""
+        for one in self.fragments(make_state=False):
+            if one.name in weights:
+                start, values = weights[one.name]
+                one.tensors["weight"].copy_(values.narrow(0, one.start - start, one.numel))
+        self.loaded()
+
     def make_state(self) -> None:
         """The optimizer's state, to be overwritten."""
-        state.make_state(self.optimizer, [p for group in self.optimizer.param_groups for p in group["params"]])
+        tensors = [p for group in self.optimizer.param_groups for p in group["params"]]
+        gradients = [tensor.grad for tensor in tensors]  # offloaded ones stay for ever: buffers that others write into
+        state.make_state(self.optimizer, tensors)
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            tensor.grad = gradient
 
     def refresh(self) -> None:
         """The weights that the forward pass uses, from the masters."""
@@ -77,19 +91,27 @@ class Layout:
         return found
 
     def scalars(self) -> dict[str, Scalar]:
-        """The loss scale, this iteration's number and that of the last overflow."""
+        """The loss scale, and the good steps since it changed, as torch's GradScaler counts them.
+
+        DeepSpeed looks at `cur_iter - last_overflow_iter - 1` before it counts a step, and doubles the scale where that
+        is a multiple of the window; see `count_like_torch`.
+        """
         scale = self.scale_holder()
-        values: dict[str, Scalar] = {"loss_scale": float(scale.cur_scale)}
-        return values | {key: getattr(scale, key) for key in ("cur_iter", "last_overflow_iter", "cur_hysteresis")
-                         if hasattr(scale, key)}  # fmt: skip
+        good_steps = (scale.cur_iter - scale.last_overflow_iter - 2) % scale.scale_window
+        return {"loss_scale": float(scale.cur_scale), "good_steps": good_steps}
 
     def load_scalars(self, values: dict[str, Scalar]) -> None:
-        """Put back what `scalars` returned."""
+        """Put back what `scalars` returned, of whichever engine."""
         scale = self.scale_holder()
-        scale.cur_scale = values["loss_scale"]
-        for key in ("cur_iter", "last_overflow_iter", "cur_hysteresis"):
-            if key in values and hasattr(scale, key):
-                setattr(scale, key, values[key])
+        scale.cur_scale = float(values["loss_scale"])
+        scale.last_overflow_iter = scale.cur_iter - 2 - int(values.get("good_steps", 0))
+
+    def count_like_torch(self) -> None:
+        """After an overflow, and at the start, DeepSpeed takes one good step more than the window; the other engines
+        take the window, so let it begin at one."""
+        scale = self.scale_holder()
+        if scale.last_overflow_iter == scale.cur_iter - 1:
+            scale.last_overflow_iter -= 1
 
     def scale_holder(self) -> Any:
         """The object with DeepSpeed's loss scale."""
