@@ -25,7 +25,7 @@ pip_install = if [ -t 1 ]; then $(PIP_INSTALL) $(1); \
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: train
 train: $(VENV)/.installed-$(EXTRAS) ## install, then train a small language model on real text (recipe=quickstart)
@@ -34,6 +34,10 @@ train: $(VENV)/.installed-$(EXTRAS) ## install, then train a small language mode
 .PHONY: test
 test: $(VENV)/.installed-test ## install, then run the whole default test suite
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+.PHONY: test-cluster
+test-cluster: $(VENV)/.installed-test ## test on real Slurm nodes and ssh hosts, made of namespaces (root on Debian; skips elsewhere)
+	@$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.installed-dev ## formatting, lint, types (mypy strict) and import contracts
