@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from bigtrain import __version__
 from bigtrain.errors import EXIT_DONE, EXIT_USER, UserError, guarded, nearest
@@ -38,16 +35,33 @@ Most used:
   trainer.max_steps=N           or trainer.epochs=N, or trainer.max_tokens=N
   trainer.global_batch_size=N   samples a step over all ranks;  trainer.micro_batch_size=N at once on one rank
   engine=zero2                  local ddp zero0 zero1 zero2 zero3;  precision=bf16  fp32 bf16 fp16
-  launcher.processes=N          ranks on this machine
+  launcher.processes=N          ranks on this machine, or on each node
+  launcher=torchrun             local torchrun deepspeed ssh horovod slurm;  launcher.hostfile=FILE for several machines
   data.path=PATH                file, folder, glob or hub name;  data.sequence_length=N
   model=llama_1b                model.path=DIR for pretrained weights
   optimizer.lr=X  schedule.warmup_steps=N  seed=N  checkpoint.every=N  tracker=wandb
 
 Exit: 0 done, 2 wrong input, 75 stopped on request after a checkpoint, 1 anything else. Last line: the run folder."""
 
+SUBMIT = """\
+Renders the job into the run folder, looks at the cluster, hands it over. Overrides are those of `bigtrain train`.
+  --dry-run   prints the script and the commands of any launcher; starts nothing, writes nothing
+
+  launcher=slurm                 sbatch; launcher.start=srun | torchrun | deepspeed starts the ranks on the nodes
+  launcher.nodes=N launcher.processes=M launcher.gpus=G    nodes; ranks and GPUs on each
+  launcher.time=12:00:00 launcher.partition=P launcher.account=A launcher.qos=Q launcher.constraint=C
+  launcher.cpus_per_task=N launcher.mem=64G launcher.container=IMAGE launcher.array=1-4%1 launcher.dependency=afterok:1
+  launcher.setup=["module load cuda"]  launcher.extra=["--exclusive"]  launcher.preflight=false
+
+Before the time limit, and when preempted, the ranks write a checkpoint, and the job queues itself again and goes on.
+Exit: 0 submitted, 2 wrong input. Last line: the run folder."""
+
 COMMANDS = {
     "train": Command(
-        "recipe=R [overrides]", "train a model; goes on by itself in a run folder", "bigtrain.cli:train", TRAIN
+        "recipe=R [overrides]", "train a model; goes on by itself in a run folder", "bigtrain.launch:train", TRAIN
+    ),
+    "submit": Command(
+        "recipe=R launcher=slurm [--dry-run]", "hand a run to a scheduler", "bigtrain.launch:submit", SUBMIT
     ),
     "prepare": Command("recipe=R | data=D [overrides]", "only the data steps", "bigtrain.cli:prepare", OVERRIDES),
     "evaluate": Command("PATH", "loss and perplexity of a run, checkpoint or export", "bigtrain.evaluate:main"),
@@ -76,29 +90,6 @@ def usage() -> str:
             "Start with:  bigtrain train recipe=quickstart",
         ]
     )
-
-
-def train(argv: Sequence[str]) -> int:
-    """Compose, freeze the configuration into the run folder, start the ranks."""
-    from bigtrain.checkpoint.folder import lock
-    from bigtrain.config.compose import PENDING, compose, freeze, targets
-    from bigtrain.launchers.local import commands, free_port
-    from bigtrain.launchers.supervise import run
-
-    composed = compose(argv)
-    run_dir = Path(composed.config.run.dir or "")
-    for note in composed.notes:
-        print(note)
-    new = not run_dir.exists()
-    with lock(run_dir):  # says now, and not from a worker, that the folder is taken or cannot be written
-        freeze(composed.raw, run_dir / PENDING)
-    code = run(commands(composed.config, targets(composed.config), free_port()))
-    if code == EXIT_USER and new and not (run_dir / "config.yaml").exists():
-        shutil.rmtree(run_dir, ignore_errors=True)  # no rank has taken the run up: leave nothing half-made
-    else:
-        with contextlib.suppress(BrokenPipeError):
-            print(run_dir, flush=True)
-    return code
 
 
 def prepare(argv: Sequence[str]) -> int:

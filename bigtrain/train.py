@@ -1,6 +1,6 @@
 """The worker: one process of a run. Builds the parts, puts them on the checkpoint's state, calls the loop, finishes.
 
-`bigtrain train` starts it with `--run DIR`; any other launcher starts it bare, with the recipe and overrides:
+`bigtrain train` starts it with `--run-dir DIR`; any other launcher starts it bare, with the recipe and overrides:
 `deepspeed --num_gpus 8 --module bigtrain.train recipe=R`, `torchrun --nproc-per-node 8 -m bigtrain.train recipe=R`.
 """
 
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from bigtrain.config.compose import PENDING, Composed, compose, freeze, load_frozen, load_run
 from bigtrain.config.rules import replicas
-from bigtrain.errors import EXIT_DONE, EXIT_STOPPED, guarded
+from bigtrain.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER, UserError, guarded
+from bigtrain.launchers import report
 from bigtrain.placement import read_environment
 
 if TYPE_CHECKING:
@@ -57,12 +58,15 @@ def die_with_parent() -> None:
 def read_arguments(argv: Sequence[str]) -> Composed:
     """The configuration that `argv` asks for; launchers' own `--local_rank=N` is taken and not needed."""
     words = [word for word in argv if not word.startswith(("--local_rank", "--local-rank"))]
-    if "--run" not in words:
+    if "--run-dir" not in words:
         return compose(words, world_size=read_environment(dict(os.environ)).world_size)
-    die_with_parent()
-    run_dir = Path(words[words.index("--run") + 1])
+    run_dir = Path(words[words.index("--run-dir") + 1])
     trusted = [words[i + 1] for i, word in enumerate(words) if word == "--trust"]
-    return Composed(load_run(run_dir / PENDING, trusted), load_frozen(run_dir / PENDING))
+    file = run_dir / PENDING
+    if not file.exists():  # started again by the launcher or the scheduler: the run has taken it up before
+        file = run_dir / "config.yaml"
+    ranks = read_environment(dict(os.environ)).world_size
+    return Composed(load_run(file, trusted, ranks), load_frozen(file))
 
 
 def work(composed: Composed, supervised: bool) -> int:
@@ -137,10 +141,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The worker's command line."""
     words = list(sys.argv[1:] if argv is None else argv)
     sys.stdout = GoneReader(sys.stdout)
-    code = guarded(lambda rest: work(read_arguments(rest), "--run" in rest), words)
+    if "--run-dir" in words:
+        die_with_parent()
+    code = guarded(_reporting if "--report" in words else _straight, words)
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def _straight(words: Sequence[str]) -> int:
+    return work(read_arguments(words), "--run-dir" in words)
+
+
+def _reporting(words: Sequence[str]) -> int:
+    """The same where the launcher in between loses signals and exit codes: see `launchers/report.py`."""
+    run_dir, rank = Path(words[words.index("--run-dir") + 1]), read_environment(dict(os.environ)).rank
+    report.listen(run_dir)
+    try:
+        return report.record(run_dir, rank, _straight(words))
+    except SystemExit as end:  # a stop outside of the loop
+        return report.record(run_dir, rank, int(end.code or 0))
+    except UserError:
+        if report.may_speak(run_dir, rank):
+            raise
+        return EXIT_USER
 
 
 if __name__ == "__main__":

@@ -117,10 +117,19 @@ def _check_scalar(value: Any, annotation: Any, key: str, origin: Origin) -> Any:
 
 
 def check_fields(values: Any, schema: type, key: str, origin: Origin = nowhere) -> Any:
-    """A mapping as the dataclass `schema`; unknown and missing keys are refused with the nearest right name."""
+    """A mapping as the dataclass `schema`; unknown and missing keys are refused with the nearest right name.
+
+    Where the dataclass has `KINDS`, a table of more special ones, the value of `name` chooses among them.
+    """
     if not isinstance(values, dict):
         raise UserError(f"{key or 'the configuration'} must be a mapping, not {values!r}{origin(key)}.")
     prefix = f"{key}." if key else ""
+    kinds: dict[str, type] | None = getattr(schema, "KINDS", None)
+    if kinds and "name" in values:
+        name = values["name"]
+        if name not in kinds:
+            raise UserError(f"{prefix}name: there is no '{name}'{origin(f'{prefix}name')}.{nearest(str(name), kinds)}")
+        schema = kinds[name]
     hints = typing.get_type_hints(schema)
     refuse_unknown(values, hints, key, origin)
     missing = [

@@ -292,12 +292,12 @@ def _check_frozen(raw: dict[str, Any], file: Path) -> RunConfig:
     return config
 
 
-def load_run(file: Path, trusted: Sequence[str] = ()) -> RunConfig:
+def load_run(file: Path, trusted: Sequence[str] = (), world_size: int | None = None) -> RunConfig:
     """A run's frozen configuration, from its file; its targets must be bigtrain's or among `trusted`."""
     import_from_here()
     config = _check_frozen(load_frozen(file), file)
     refuse_untrusted(config, str(file), trusted)
-    check_rules(config)
+    check_rules(config, world_size)
     check_components(config)
     return config
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import MISSING, fields
-from pathlib import Path
 
+from bigtrain.config.launching import check_launcher, here, visible_gpus, world_size
 from bigtrain.config.schema import ELEMENTWISE_ONLY, NOT_ELEMENTWISE, Engine, RunConfig, Trainer
 from bigtrain.errors import UserError
 
@@ -21,21 +20,6 @@ STAGES = {
     "tensor_parallel": ZERO[:3],
 }
 """The engines that a setting of `engine` has an effect in."""
-
-
-def visible_gpus() -> int:
-    """NVIDIA GPUs that this process may use, without importing torch; the worker asks torch again."""
-    present = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) or len(list(Path("/dev").glob("nvidia[0-9]*")))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None or not present:
-        return present
-    return min(present, len([word for word in visible.split(",") if word.strip() not in ("", "-1")]))
-
-
-def processes(config: RunConfig) -> int:
-    """Ranks on each node that the launcher starts."""
-    gpus = 0 if config.trainer.device == "cpu" else visible_gpus()
-    return config.launcher.processes or gpus or config.launcher.cpu_processes
 
 
 def replicas(engine: Engine) -> int:
@@ -59,7 +43,7 @@ def accumulation(trainer: Trainer, data_ranks: int) -> int:
 
 
 def _positive(config: RunConfig) -> None:
-    trainer, launcher = config.trainer, config.launcher
+    trainer = config.trainer
     at_least_one = {
         "trainer.global_batch_size": trainer.global_batch_size,
         "trainer.micro_batch_size": trainer.micro_batch_size,
@@ -70,10 +54,6 @@ def _positive(config: RunConfig) -> None:
         "trainer.eval_batches": trainer.eval_batches,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep_last": config.checkpoint.keep_last,
-        "launcher.nodes": launcher.nodes,
-        "launcher.processes": launcher.processes,
-        "launcher.cpu_processes": launcher.cpu_processes,
-        "launcher.threads": launcher.threads,
         "engine.bucket_size": config.engine.bucket_size,
         "engine.hierarchical_partition": config.engine.hierarchical_partition,
         "engine.sequence_parallel": config.engine.sequence_parallel,
@@ -124,8 +104,8 @@ def check_engine(engine: Engine, world_size: int) -> None:
         )
 
 
-def check_rules(config: RunConfig, world_size: int | None = None) -> None:
-    """Refuse combinations that cannot work, on `world_size` ranks (null: as many as the launcher will start).
+def check_rules(config: RunConfig, ranks: int | None = None) -> None:
+    """Refuse combinations that cannot work, on `ranks` ranks (null: as many as the launcher will start).
 
     Raises:
         UserError: names the settings and what to set instead.
@@ -139,14 +119,11 @@ def check_rules(config: RunConfig, world_size: int | None = None) -> None:
         raise UserError(f"exactly one of trainer.max_steps, trainer.epochs and trainer.max_tokens ends a run; {fault}.")
     if config.run.dir is not None and not config.run.dir.strip():
         raise UserError("run.dir is empty: name a folder, or leave it out for runs/<recipe>/<time>.")
-    if config.launcher.nodes > 1:
-        raise UserError("launcher=local starts processes on this machine only: launcher.nodes must be 1.")
-    if trainer.device == "cuda" and not visible_gpus():
+    if trainer.device == "cuda" and not visible_gpus() and (ranks is not None or here(config)):
         raise UserError("trainer.device=cuda, but this machine has no GPU: take trainer.device=auto or cpu.")
-    gpus = visible_gpus()
-    if world_size is None and trainer.device != "cpu" and 0 < gpus < processes(config):
-        raise UserError(f"launcher.processes={processes(config)}, but there are {gpus} GPUs: at most one rank a GPU.")
-    ranks = world_size or processes(config)
+    if ranks is None:
+        check_launcher(config)
+        ranks = world_size(config)
     if config.engine.name == "local" and ranks > 1:
         raise UserError(f"engine=local is for one process, and there are {ranks}: take engine=ddp, or zero1 to zero3.")
     check_engine(config.engine, ranks)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bigtrain.config.launchers import Launcher
+
 Component = dict[str, Any]
 
 ELEMENTWISE_ONLY = ("fsdp", "zero1", "zero2", "zero3")
@@ -131,19 +133,6 @@ class Evaluation:
     report: bool = True
     export: bool = False
     """Write a Hugging Face folder into `<run>/export`."""
-
-
-@dataclass(slots=True)
-class Launcher:
-    """Who starts the ranks."""
-
-    name: Literal["local"]
-    nodes: int = 1
-    processes: int | None = None
-    """Ranks on each node; null: one a GPU, or `cpu_processes` where there is none."""
-    cpu_processes: int = 1
-    threads: int | None = None
-    """CPU threads a rank; null: the cores, divided by the ranks."""
 
 
 @dataclass(slots=True)

@@ -1,54 +1,76 @@
-"""Start the ranks of this machine, pass signals on, and end them together: the first failure is named."""
+"""Start the processes of a plan, pass signals on, and end them together: the first failure is named.
+
+On each host of `launcher=ssh` it runs as a program of its own (`host`): the ranks of that host in, exit code out.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 from bigtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER
-from bigtrain.launchers.local import Rank
+from bigtrain.launchers.base import Process
+from bigtrain.launchers.report import ask_to_stop, recorded
 
 GRACE_S = 10.0
 """How long the others may take to end by themselves once one rank has failed."""
 
 
-def _start(rank: Rank) -> subprocess.Popen[bytes]:
+def _start(process: Process) -> subprocess.Popen[bytes]:
     """In a process group of its own: a Ctrl-C of the terminal reaches the ranks once, passed on by us."""
-    environment = os.environ | rank.environment
-    if rank.output is None:
-        return subprocess.Popen(rank.command, env=environment, process_group=0)
-    rank.output.parent.mkdir(parents=True, exist_ok=True)
-    with rank.output.open("ab") as log:
-        return subprocess.Popen(rank.command, env=environment, stdout=log, stderr=log, process_group=0)
+    environment = os.environ | process.environment
+    stdin = subprocess.PIPE if process.reached == "stdin" else None
+    if process.output is None:
+        return subprocess.Popen(process.command, env=environment, stdin=stdin, process_group=0)
+    process.output.parent.mkdir(parents=True, exist_ok=True)
+    with process.output.open("ab") as log:
+        return subprocess.Popen(process.command, env=environment, stdin=stdin, stdout=log, stderr=log, process_group=0)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With all that it started and did not put into a session of its own."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _end(running: Sequence[subprocess.Popen[bytes]], grace_s: float) -> None:
-    """Wait, then terminate, then kill."""
+    """Wait, then kill."""
     deadline = time.monotonic() + grace_s
-    for step in (None, signal.SIGKILL):
-        for process in running:
-            if step is not None and process.poll() is None:
-                process.send_signal(step)
-        while any(process.poll() is None for process in running) and time.monotonic() < deadline:
-            time.sleep(0.05)
+    while any(process.poll() is None for process in running) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in running:
+        if process.poll() is None:
+            if process.stdin is not None:  # the far end of an ssh kills its ranks when this is closed
+                with suppress(OSError):
+                    process.stdin.close()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(2.0)
+            _kill(process)
 
 
-def run(ranks: Sequence[Rank]) -> int:
-    """Run every rank to its end; the exit code of the contract."""
+def run(processes: Sequence[Process], run_dir: Path | None = None) -> int:
+    """Run every process to its end; the exit code of the contract.
+
+    `run_dir` is the run's folder, for those that are `reached` through it.
+    """
     started: list[subprocess.Popen[bytes]] = []
     asked: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         asked.append(number)
         insists = asked.count(signal.SIGINT) > 1
-        for process in started:
+        for process, plan in zip(started, processes, strict=False):
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL if insists else number)
+                _kill(process) if insists and plan.reached != "stdin" else _ask(process, plan, number, run_dir)
         if len(asked) == 1:
             again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
             print(f"bigtrain: stop requested: after this step and a checkpoint{again}", file=sys.stderr)
@@ -56,7 +78,7 @@ def run(ranks: Sequence[Rank]) -> int:
     passed = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = {number: signal.signal(number, pass_on) for number in passed}
     try:
-        started.extend(_start(rank) for rank in ranks)
+        started.extend(_start(process) for process in processes)
         while True:
             codes = [process.poll() for process in started]
             failed = [rank for rank, code in enumerate(codes) if code not in (None, EXIT_DONE, EXIT_STOPPED)]
@@ -65,18 +87,34 @@ def run(ranks: Sequence[Rank]) -> int:
             time.sleep(0.05)
         _end(started, GRACE_S)
         if asked.count(signal.SIGINT) > 1:
-            for process in started:
-                process.wait()
+            for running in started:
+                running.wait()
             print("bigtrain: ended at once; what was saved before stands", file=sys.stderr)
             return EXIT_FAILED
-        return _verdict([process.wait() for process in started], failed, ranks)
+        return _verdict([running.wait() for running in started], failed, processes, run_dir)
     finally:
         _end(started, 0.0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _verdict(codes: Sequence[int], failed: Sequence[int], ranks: Sequence[Rank]) -> int:
+def _ask(process: subprocess.Popen[bytes], plan: Process, number: int, run_dir: Path | None) -> None:
+    if plan.reached == "signal":
+        process.send_signal(number)
+    elif plan.reached == "folder":
+        assert run_dir is not None
+        ask_to_stop(run_dir)
+    elif process.stdin is not None:
+        with suppress(OSError, ValueError):
+            process.stdin.write(f"{number}\n".encode())
+            process.stdin.flush()
+
+
+def _verdict(codes: Sequence[int], failed: Sequence[int], processes: Sequence[Process], run_dir: Path | None) -> int:
+    if run_dir is not None and any(process.reached == "folder" for process in processes):
+        told = recorded(run_dir)
+        if told in (EXIT_USER, EXIT_STOPPED):
+            return told
     if not failed:
         return EXIT_STOPPED if EXIT_STOPPED in codes else EXIT_DONE
     first = failed[0]
@@ -84,9 +122,33 @@ def _verdict(codes: Sequence[int], failed: Sequence[int], ranks: Sequence[Rank])
     if codes[0] == EXIT_USER:
         return EXIT_USER  # rank 0 has said why on the terminal
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    print(f"bigtrain: rank {first} {how}; the other ranks were stopped.", file=sys.stderr)
-    log = ranks[first].output
+    others = "; the others were stopped" if len(processes) > 1 else ""
+    print(f"bigtrain: {processes[first].name or f'rank {first}'} {how}{others}.", file=sys.stderr)
+    log = processes[first].output
     if log is not None and log.is_file():
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
         print("\n".join([f"The end of {log}:", *(f"  {line}" for line in tail)]), file=sys.stderr)
     return EXIT_USER if code == EXIT_USER else EXIT_FAILED
+
+
+def host(description: str) -> int:
+    """The ranks of this host, as `launcher=ssh` describes them in JSON.
+
+    Standard input is the line to the command: a number is a signal to pass on; its end means that the command is gone.
+    """
+    processes = [
+        Process(item["command"], item["environment"], Path(item["output"]) if item["output"] else None, item["name"])
+        for item in json.loads(description)
+    ]
+
+    def listen() -> None:
+        for line in sys.stdin:
+            os.kill(os.getpid(), int(line))
+        os.kill(os.getpid(), signal.SIGKILL)  # the ranks die with us
+
+    threading.Thread(target=listen, daemon=True).start()
+    return run(processes)
+
+
+if __name__ == "__main__":
+    sys.exit(host(sys.argv[1]))

@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 
 from bigtrain.config.compose import compose
-from bigtrain.launchers.local import Rank, commands
+from bigtrain.launchers import plan
+from bigtrain.launchers.base import Job, Process
 from bigtrain.launchers.supervise import run
 
 
-def test_local_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+def test_local() -> None:
     config = compose(["recipe=quickstart", "trainer.device=cpu", "run.dir=r", "launcher.processes=2"]).config
-    ranks = commands(config, ["mine.Model"], port=1234)
-    assert [rank.command[1:] for rank in ranks] == [["-m", "bigtrain.train", "--run", "r", "--trust", "mine.Model"]] * 2
+    ranks = plan(Job(config, trusted=("mine.Model",), port=1234, cores=8)).processes
+    assert [rank.command for rank in ranks] == [
+        ["python", "-m", "bigtrain.train", "--run-dir", "r", "--trust", "mine.Model"]
+    ] * 2
     assert [rank.environment["RANK"] for rank in ranks] == ["0", "1"]
     assert ranks[0].environment == {
         "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0",
@@ -30,8 +32,8 @@ def test_local_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [rank.output for rank in ranks] == [None, Path("r/logs/rank_1.log")]
 
 
-def python(code: str, output: Path | None = None) -> Rank:
-    return Rank([sys.executable, "-c", code], {}, output)
+def python(code: str, output: Path | None = None) -> Process:
+    return Process([sys.executable, "-c", code], {}, output)
 
 
 @pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((75, 75), 75), ((2, 0), 2), ((0, 3), 1), ((1, 0), 1)])
@@ -83,8 +85,8 @@ def test_ranks_die_with_the_process_that_supervises_them(tmp_path: Path) -> None
         f"pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid())); time.sleep(60)"
     )
     code = (
-        "import sys; from bigtrain.launchers.local import Rank; from bigtrain.launchers.supervise import run\n"
-        f"run([Rank([sys.executable, '-c', {rank!r}], {{}}, None)])"
+        "import sys; from bigtrain.launchers.base import Process; from bigtrain.launchers.supervise import run\n"
+        f"run([Process([sys.executable, '-c', {rank!r}], {{}}, None)])"
     )
     supervisor = subprocess.Popen([sys.executable, "-c", code])
     while not (pid_file.exists() and pid_file.read_text()):

@@ -1,0 +1,139 @@
+"""`bigtrain train` and `bigtrain submit`: compose once, look at the machines, write the run folder, start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bigtrain.checkpoint.folder import lock
+from bigtrain.config.compose import PENDING, Composed, compose, freeze, targets
+from bigtrain.config.hosts import listed_hosts
+from bigtrain.config.launchers import Slurm, Torchrun
+from bigtrain.errors import EXIT_DONE, EXIT_USER, UserError
+from bigtrain.launchers import plan, preflight, report
+from bigtrain.launchers.base import Job, Plan
+from bigtrain.launchers.local import free_port
+from bigtrain.launchers.supervise import run
+from bigtrain.placement import SPECIAL_STEPS
+
+
+def train(argv: Sequence[str]) -> int:
+    """Compose, freeze the configuration into the run folder, start the ranks."""
+    composed = compose(argv)
+    job = _job(composed, argv)
+    if isinstance(composed.config.launcher, Torchrun) and (composed.config.launcher.nodes or 1) > 1:
+        _one_folder(composed.config.launcher, argv)
+    if isinstance(composed.config.launcher, Slurm) and not in_allocation():
+        return _hand_over(composed, job)
+    for note in composed.notes:
+        print(note)
+    job = preflight.look(job)
+    steps = plan(job)
+    new = not job.run_dir.exists()
+    if getattr(composed.config.launcher, "node_rank", 0) == 0:  # else the first node does it
+        _write(composed, job, steps)
+    preflight.look_at_folder(job)
+    code = run(steps.processes, job.run_dir)
+    if code == EXIT_USER and new and not (job.run_dir / "config.yaml").exists():
+        shutil.rmtree(job.run_dir, ignore_errors=True)  # no rank has taken the run up: leave nothing half-made
+    else:
+        with contextlib.suppress(BrokenPipeError):
+            print(job.run_dir, flush=True)
+    return code
+
+
+def submit(argv: Sequence[str]) -> int:
+    """Render what a scheduler is to be given, check it, hand it over; `--dry-run` prints it."""
+    words = [word for word in argv if word != "--dry-run"]
+    composed = compose(words)
+    job = _job(composed, words)
+    if "--dry-run" in argv:
+        job = preflight.look(job)
+        print(shown(plan(job)))
+        return EXIT_DONE
+    name = composed.config.launcher.name
+    if not plan(job).submits:
+        raise UserError(f"launcher={name} starts processes itself: `bigtrain train … launcher={name}`.")
+    return _hand_over(composed, job)
+
+
+def _hand_over(composed: Composed, job: Job) -> int:
+    for note in composed.notes:
+        print(note)
+    preflight.look(job)
+    steps = plan(job)
+    new = not job.run_dir.exists()
+    try:
+        _write(composed, job, steps)
+        preflight.look_at_folder(job)
+        code = run(steps.processes)
+        if code:
+            raise UserError("the scheduler has refused the job, as it says above; nothing is queued.")
+    except UserError:
+        if new:
+            shutil.rmtree(job.run_dir, ignore_errors=True)
+        raise
+    print(job.run_dir, flush=True)
+    return EXIT_DONE
+
+
+def _write(composed: Composed, job: Job, steps: Plan) -> None:
+    with lock(job.run_dir):  # says now, and not from a worker, that the folder is taken or cannot be written
+        freeze(composed.raw, job.run_dir / PENDING)
+        report.clear(job.run_dir)
+        for path, text in steps.files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+
+def _job(composed: Composed, words: Sequence[str]) -> Job:
+    launcher = composed.config.launcher
+    hosts = listed_hosts(launcher)
+    return Job(
+        composed.config,
+        words=tuple(words),
+        trusted=tuple(targets(composed.config)),
+        hosts=tuple(hosts),
+        cwd=Path.cwd(),
+        python=sys.executable,
+        port=getattr(launcher, "master_port", None) or free_port(),
+        cores=os.cpu_count() or 1,
+        env=dict(os.environ),
+    )
+
+
+def _one_folder(launcher: Torchrun, argv: Sequence[str]) -> None:
+    """Several commands, one run: each would make a folder of its own."""
+    if not any(word.lstrip("+").startswith("run.dir=") for word in argv):
+        raise UserError(
+            f"launcher.nodes={launcher.nodes} with torchrun is one command on each node: give all of them the same "
+            "run.dir=DIR, on a file system that they share."
+        )
+
+
+def in_allocation() -> bool:
+    """Inside a Slurm job, but not in one of the ranks that srun has started.
+
+    Raises:
+        UserError: in a rank.
+    """
+    if "SLURM_STEP_ID" in os.environ and int(os.environ["SLURM_STEP_ID"]) < SPECIAL_STEPS:
+        raise UserError(
+            "launcher=slurm runs srun itself: start it once, or the worker: srun python -m bigtrain.train …"
+        )
+    return "SLURM_JOB_ID" in os.environ
+
+
+def shown(steps: Plan) -> str:
+    """A plan as text that a shell can read."""
+    parts = [f"# {path}\n{text.rstrip()}\n" for path, text in steps.files.items()]
+    for process in steps.processes:
+        words = [f"{key}={shlex.quote(value)}" for key, value in process.environment.items()]
+        output = f" >>{shlex.quote(str(process.output))} 2>&1" if process.output else ""
+        parts.append(" ".join([*words, shlex.join(process.command)]) + output)
+    return "\n".join(parts)

@@ -1,0 +1,74 @@
+"""Two small files in the run folder that carry what foreign launchers lose on the way.
+
+torchrun, deepspeed and horovodrun pass no SIGUSR1 on, give ranks 30 seconds after SIGTERM, and turn every exit code
+into 1. So `.stop` asks the ranks to end after their step, and `.exit` says how rank 0 ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from bigtrain.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER
+
+STOP, EXIT = ".stop", ".exit"
+LOOK_S, FIRST_S = 1.0, 3.0
+
+
+def clear(run_dir: Path) -> None:
+    """Forget what an earlier start of the run left."""
+    for name in (STOP, EXIT):
+        (run_dir / name).unlink(missing_ok=True)
+
+
+def ask_to_stop(run_dir: Path) -> None:
+    """Ask every rank of the run to end after its step and a checkpoint."""
+    with suppress(OSError):
+        (run_dir / STOP).touch()
+
+
+def listen(run_dir: Path) -> None:
+    """In a rank: turn `.stop` into a SIGUSR1 of its own."""
+
+    def look() -> None:
+        while not (run_dir / STOP).exists():
+            time.sleep(LOOK_S)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=look, name="stop", daemon=True).start()
+
+
+def record(run_dir: Path, rank: int, code: int) -> int:
+    """In a rank: keep its exit code (rank 0 speaks for all), and return what to tell the launcher: a stop after a
+    checkpoint is no failure."""
+    if rank == 0:
+        with suppress(OSError):
+            (run_dir / EXIT).write_text(str(code))
+    return EXIT_DONE if code == EXIT_STOPPED else code
+
+
+def may_speak(run_dir: Path, rank: int) -> bool:
+    """In a rank that has met wrong input: is it the one to say so? Rank 0 is, where it has met it too."""
+    deadline = time.monotonic() + (FIRST_S if rank else 0.0)
+    while not (run_dir / EXIT).exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    try:
+        with (run_dir / EXIT).open("x") as file:
+            file.write(str(EXIT_USER))
+    except FileExistsError:
+        return False
+    except OSError:
+        return rank == 0
+    return True
+
+
+def recorded(run_dir: Path) -> int | None:
+    """How the run ended, as its ranks tell."""
+    try:
+        return int((run_dir / EXIT).read_text())
+    except (OSError, ValueError):
+        return None
