@@ -33,6 +33,10 @@ def build_engine(
     seed_all(config.seed)
     if config.engine.name in ("local", "ddp"):
         from bigtrain.engines.plain import PlainEngine as Chosen
+    elif config.engine.name == "fsdp":
+        from bigtrain.engines.fsdp import FsdpEngine as Chosen  # type: ignore[assignment]
+    elif config.engine.name == "horovod":
+        from bigtrain.engines.horovod import HorovodEngine as Chosen  # type: ignore[assignment]
     else:
         from bigtrain.engines.deepspeed import DeepSpeedEngine as Chosen  # type: ignore[assignment]
     engine: Engine = Chosen(config, build_model, objective, build_optimizer, ranks)

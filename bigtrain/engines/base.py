@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bigtrain.checkpoint.fragments import Fragment
-from bigtrain.errors import UserError
+from bigtrain.engines.activations import enable_activation_checkpointing as enable_activation_checkpointing
+from bigtrain.engines.activations import offloaded
 
 Batch = dict[str, Tensor]
 """A micro-batch: the first dimension of every tensor is the samples."""
@@ -89,19 +90,28 @@ class Engine(Protocol):
 class Step(nn.Module):
     """Model and objective as one module, so that the loss is computed inside DDP's or DeepSpeed's forward."""
 
-    def __init__(self, model: nn.Module, objective: Objective, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        device: torch.device,
+        dtype: torch.dtype,
+        activation_offload: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
+        self.activation_offload = activation_offload
         self._device = device.type
         self._autocast = dtype is not torch.float32
-        self._dtype = dtype
+        self.dtype = dtype
 
     def forward(self, batch: Batch) -> Tensor:
         """Sum of losses over the targets of the batch."""
         # DeepSpeed's weights are in low precision already; with autocast as well, a model that works under one engine
         # works under all (fp32 buffers meet bf16 activations), and norms and softmax are computed alike.
-        with torch.autocast(self._device, self._dtype if self._autocast else None, enabled=self._autocast):
+        autocast = torch.autocast(self._device, self.dtype if self._autocast else None, enabled=self._autocast)
+        with autocast, offloaded(self.activation_offload):
             return self.objective.loss(self.model, batch)
 
 
@@ -115,26 +125,6 @@ def make_contiguous(model: nn.Module) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if not tensor.is_contiguous():
             tensor.data = tensor.data.contiguous()
-
-
-def enable_activation_checkpointing(model: nn.Module) -> None:
-    """Keep only each block's input and compute the block again in the backward pass.
-
-    Raises:
-        UserError: the model offers no way to do it.
-    """
-    offered: Any = model
-    if hasattr(model, "enable_activation_checkpointing"):
-        offered.enable_activation_checkpointing()
-    elif hasattr(model, "activation_checkpointing_enable"):  # Hugging Face, from transformers 5.20 or so
-        offered.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    elif hasattr(model, "gradient_checkpointing_enable"):  # and before
-        offered.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        raise UserError(
-            f"trainer.activation_checkpointing=full, but {type(model).__name__} has no method "
-            "`enable_activation_checkpointing()`. Give it one, or set trainer.activation_checkpointing=none."
-        )
 
 
 def remember_base_lr(optimizer: Optimizer) -> float:

@@ -16,6 +16,7 @@ from bigtrain.checkpoint.fragments import Fragment
 from bigtrain.config.schema import RunConfig
 from bigtrain.distributed import Ranks
 from bigtrain.engines import state
+from bigtrain.engines.activations import activation_checkpointing, enable_activation_checkpointing
 from bigtrain.engines.base import (
     DTYPES,
     Batch,
@@ -23,7 +24,6 @@ from bigtrain.engines.base import (
     Scalar,
     Step,
     StepResult,
-    enable_activation_checkpointing,
     make_contiguous,
     remember_base_lr,
     set_lr,
@@ -33,7 +33,14 @@ from bigtrain.errors import UserError
 
 
 class PlainEngine:
-    """One process (`local`), or the same model on every rank with the gradients averaged by DDP (`ddp`)."""
+    """One process (`local`), or the same model on every rank with the gradients averaged by DDP (`ddp`).
+
+    Where other engines of torch's differ, they have a method of their own: `_build`, `_spread`, `_micro_step`,
+    `_reduced` and `_norm`.
+    """
+
+    multiplier: float
+    """Of the loss before the backward pass: the inverse of what the reduction over ranks divides by."""
 
     def __init__(
         self,
@@ -54,37 +61,50 @@ class PlainEngine:
             raise UserError(
                 f"engine.extra is for DeepSpeed, and engine={self.name} is without: use engine=zero0 to zero3."
             )
+        self._config = config
         self._clip = config.trainer.grad_clip
-        self._micro_batch_size = config.trainer.micro_batch_size
         self._dtype = DTYPES[config.precision.name]
-        fp16 = self._dtype is torch.float16
-        self._scaler = torch.amp.GradScaler(
-            self.device.type,
-            enabled=fp16,
-            init_scale=config.precision.initial_loss_scale,
-            growth_interval=config.precision.loss_scale_window,
-        )
+        self._scaler = self._make_scaler()
 
-        self.model = build_model().to(self.device)
-        make_contiguous(self.model)
-        if config.trainer.activation_checkpointing == "full":
-            enable_activation_checkpointing(self.model)
-        self._step = Step(self.model, objective, self.device, self._dtype)
-        if config.trainer.compile:
-            self._step.compile()
-        self._forward: nn.Module = self._step
-        if self.name == "ddp":
-            gpus = [self.device] if self.device.type == "cuda" else None
-            forward = DistributedDataParallel(self._step, device_ids=gpus, gradient_as_bucket_view=True)
-            # Alike from the start: to send them before each forward pass would only cost time. (Not an argument, since
-            # torch 2.13 has another name for it.)
-            forward.broadcast_buffers = False
-            self._forward = forward
+        self.model = self._build(build_model)
+        enable_activation_checkpointing(self.model, config.trainer.activation_checkpointing)
+        self._step = Step(self.model, objective, self.device, self._dtype, config.trainer.activation_offload)
+        self._forward: nn.Module = self._spread()
         self.optimizer = build_optimizer(self.model)
         self.base_lr = remember_base_lr(self.optimizer)
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._states: dict[str, dict[str, Any]] = {}
         self._handed: list[Fragment] = []
+
+    def _make_scaler(self) -> torch.amp.GradScaler:
+        precision = self._config.precision
+        return torch.amp.GradScaler(
+            self.device.type,
+            enabled=self._dtype is torch.float16,
+            init_scale=precision.initial_loss_scale,
+            growth_interval=precision.loss_scale_window,
+        )
+
+    def _build(self, build_model: Callable[[], nn.Module]) -> nn.Module:
+        """The model on its device."""
+        model = build_model().to(self.device)
+        make_contiguous(model)
+        return model
+
+    def _spread(self) -> nn.Module:
+        """The step, spread over the ranks: what the training forward pass calls."""
+        if self._config.trainer.compile:
+            self._step.compile()
+        self.multiplier = 1.0
+        if self.name != "ddp":
+            return self._step
+        self.multiplier = self.ranks.world_size  # DDP takes the mean of the ranks' gradients
+        gpus = [self.device] if self.device.type == "cuda" else None
+        forward = DistributedDataParallel(self._step, device_ids=gpus, gradient_as_bucket_view=True)
+        # Alike from the start: to send them before each forward pass would only cost time. (Not an argument, since
+        # torch 2.13 has another name for it.)
+        forward.broadcast_buffers = False
+        return forward
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, lr_factor: float) -> StepResult:
         """See `Engine.train_step`."""
@@ -92,16 +112,14 @@ class PlainEngine:
         set_lr(self.optimizer, lr_factor)
         loss = torch.zeros((), device=self.device)
         for index, batch in enumerate(micro_batches):
-            last = index == len(micro_batches) - 1
-            with nullcontext() if last else self._no_sync():
+            with self._micro_step(last=index == len(micro_batches) - 1):
                 part = self._forward(to_device(batch, self.device)) / max(targets, 1)
-                # DDP takes the mean of the ranks' gradients: times their number is the sum.
-                self._scaler.scale(part * self.ranks.world_size).backward()
+                self._scaler.scale(part * self.multiplier).backward()
             loss += part.detach()
 
+        self._reduced()
         self._scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = get_total_norm(gradients)
+        norm = self._norm([p.grad for p in self._parameters if p.grad is not None])
         if self._clip is not None:
             clip_grads_with_norm_(self._parameters, self._clip, norm)
         self._scaler.step(self.optimizer)
@@ -109,9 +127,17 @@ class PlainEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(loss, norm, may_overflow=self._scaler.is_enabled())
 
-    def _no_sync(self) -> AbstractContextManager[None]:
+    def _micro_step(self, last: bool) -> AbstractContextManager[None]:
+        """Around the forward and backward pass of a micro-batch: gradients are reduced in the last one."""
         forward = self._forward
-        return forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()
+        return forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext()
+
+    def _reduced(self) -> None:
+        """From here on the gradients are the sum over the ranks."""
+
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
+        """The L2 norm of the whole gradient."""
+        return get_total_norm(gradients)
 
     @torch.no_grad()
     def eval_loss(self, batch: Batch) -> Tensor:
@@ -121,7 +147,7 @@ class PlainEngine:
         return loss
 
     def fragments(self, stateful: Collection[str] = ()) -> list[Fragment]:
-        """Whole parameters; under DDP the ranks take turns in writing them."""
+        """Whole parameters; the ranks take turns in writing them."""
         named = dict(self.model.named_parameters())
         state.make_state(self.optimizer, [named[name] for name in stateful if name in named])
         self._states = {name: self.optimizer.state.get(p, {}) for name, p in named.items()}
@@ -157,17 +183,27 @@ class PlainEngine:
 
     def settings(self) -> dict[str, Any]:
         """See `Engine.settings`."""
-        return {
-            "engine": self.name,
+        step = self._step
+        found: dict[str, Any] = {
+            "engine.name": self._kind(),
+            "trainer.grad_clip": self._clip,
+            "trainer.activation_offload": step.activation_offload,
+            "precision.name": next(name for name, dtype in DTYPES.items() if dtype is step.dtype),
             "world_size": self.ranks.world_size,
-            "device": str(self.device),
-            "precision": str(self._dtype).removeprefix("torch."),
-            "micro_batch_size": self._micro_batch_size,
-            "grad_clip": self._clip,
-            "loss_scale": self.scalars().get("loss_scale"),
+            "device": str(self._parameters[0].device),
             "optimizer": type(self.optimizer).__name__,
             "lr": [group["initial_lr"] for group in self.optimizer.param_groups],
         }
+        if (kind := activation_checkpointing(self.model)) is not None:
+            found["trainer.activation_checkpointing"] = kind
+        if self._scaler.is_enabled():
+            found["precision.initial_loss_scale"] = self._scaler._init_scale
+            found["precision.loss_scale_window"] = self._scaler.get_growth_interval()
+            found["loss_scale"] = self._scaler.get_scale()
+        return found
+
+    def _kind(self) -> str:
+        return "ddp" if isinstance(self._forward, DistributedDataParallel) else "local"
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from bigtrain.errors import UserError
 from bigtrain.models.losses import linear_cross_entropy
@@ -232,10 +232,14 @@ class Decoder(nn.Module):
         self.head = Head(weight)
         self.part, self.parts = 0, 1  # of the sequence
         self.activation_checkpointing = False
+        self.checkpoint_contexts: Callable[[], Any] | None = None
 
-    def enable_activation_checkpointing(self) -> None:
-        """Keep each block's input only and compute the block again in backward, with the same random numbers."""
-        self.activation_checkpointing = True
+    def enable_activation_checkpointing(self, context_fn: Callable[[], Any] | None = None) -> None:
+        """Keep each block's input only and compute the block again in backward, with the same random numbers.
+
+        `context_fn` goes to `torch.utils.checkpoint.checkpoint`: what the block keeps besides.
+        """
+        self.activation_checkpointing, self.checkpoint_contexts = True, context_fn
 
     def enable_sequence_parallel(self, part: int, parts: int, exchange: Exchange) -> None:
         """From now on `input_ids` are the part of index `part` of `parts` equal ones of a sequence; `document_ids` stay
@@ -284,7 +288,8 @@ class Decoder(nn.Module):
         x = self.dropout(x)
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, rope, mask, use_reentrant=False)
+                contexts = self.checkpoint_contexts or noop_context_fn
+                x = checkpoint(block, x, rope, mask, use_reentrant=False, context_fn=contexts)
             else:
                 x = block(x, rope, mask)
         hidden: Tensor = self.norm(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,13 @@ class HuggingFace(nn.Module):
             )
         self.part = part
 
-    def enable_activation_checkpointing(self) -> None:
-        """Compute each block again in backward, with the same random numbers."""
-        self.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    def enable_activation_checkpointing(self, context_fn: Callable[[], Any] | None = None) -> None:
+        """Compute each block again in backward, with the same random numbers.
+
+        `context_fn` goes to `torch.utils.checkpoint.checkpoint`: what the block keeps besides.
+        """
+        contexts = {} if context_fn is None else {"context_fn": context_fn}
+        self.hf.gradient_checkpointing_enable({"use_reentrant": False, **contexts})
 
 
 class HuggingFaceLinearHead(HuggingFace):
