@@ -27,13 +27,61 @@ class Placement:
     """The scheduler gave each process its own GPU and hides the others."""
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine (a pod) among `nodes`, as the Kubernetes operators tell it: the names are torchrun's options."""
+
+    rank: int = 0
+    nodes: int = 1
+    processes: int = 1
+    """Ranks to be started on each."""
+    master_addr: str = "127.0.0.1"
+    master_port: int = 29500
+
+
+NODE_KEYS = ("PET_NODE_RANK", "PET_NNODES", "PET_NPROC_PER_NODE")
+
+
+def read_node(env: Mapping[str, str]) -> Node:
+    """Which pod this is, by Kubeflow's PyTorchJob or TrainJob, or our own JobSet; one alone where nothing is set.
+
+    A PyTorchJob's `RANK` counts pods, and its `MASTER_ADDR` stands without the prefix in older operators.
+
+    Raises:
+        UserError: variables that are missing or contradict each other.
+    """
+    nodes, ranks = _number(env, "PET_NNODES", 1), _number(env, "PET_NPROC_PER_NODE", 1)
+    rank = _number(env, "PET_NODE_RANK", None if nodes > 1 else 0)
+    addr = env.get("PET_MASTER_ADDR") or env.get("MASTER_ADDR") or ("127.0.0.1" if nodes == 1 else "")
+    if not addr:
+        raise UserError(f"PET_NNODES={nodes}, but neither PET_MASTER_ADDR nor MASTER_ADDR says where the pods meet.")
+    if not 0 <= rank < nodes or ranks < 1:
+        raise UserError(f"The operator's variables contradict each other: node {rank} of {nodes}, {ranks} ranks each.")
+    port_key = "PET_MASTER_PORT" if "PET_MASTER_PORT" in env else "MASTER_PORT"
+    return Node(rank, nodes, ranks, addr, _number(env, port_key, 29500))
+
+
+def _pod(env: Mapping[str, str]) -> Placement:
+    """A rank that a pod runs by itself: right where each pod has one."""
+    node = read_node(env)
+    if node.processes > 1:
+        raise UserError(
+            f"PET_NPROC_PER_NODE={node.processes}, and this is one process: start the pod's ranks with "
+            "`python -m bigtrain.launchers.pod` or `torchrun`."
+        )
+    return Placement(node.rank, node.nodes, 0, 1, node.master_addr, node.master_port)
+
+
 def read_environment(env: Mapping[str, str]) -> Placement:
-    """Who this process is, by `torchrun` or `deepspeed`, a Slurm `srun` step, `horovodrun` or Open MPI, or alone.
+    """Who this process is, by `torchrun` or `deepspeed`, a Slurm `srun` step, `horovodrun` or Open MPI, a Kubernetes
+    operator, or alone.
 
     Raises:
         UserError: variables that contradict each other, or a master that cannot be known.
     """
     torch_style = {key: env[key] for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if key in env}
+    if "LOCAL_RANK" not in env and any(key in env for key in NODE_KEYS):
+        return _pod(env)
     if torch_style:
         return _torch_style(env, torch_style)
     if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and _number(env, "SLURM_STEP_ID") < SPECIAL_STEPS:
