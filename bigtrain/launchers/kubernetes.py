@@ -280,11 +280,7 @@ def preflight(config: RunConfig) -> None:
     claim = str(launcher.claim)
     questions = {
         ("version", "--request-timeout=10s"): "kubectl reaches no cluster (kubectl config current-context)",
-        (
-            "get",
-            "crd",
-            resource,
-        ): f"the cluster does not know {resource}: launcher.kind={launcher.kind} needs {bringer}",
+        ("get", "crd", resource): f"launcher.kind={launcher.kind} needs {bringer}, and the cluster has no {resource}",
         ("get", "pvc", claim, *namespace): f"launcher.claim={claim}: kubectl finds no such claim",
     }
     for words, fault in questions.items():
