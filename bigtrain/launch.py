@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bigtrain.checkpoint.folder import lock
+from bigtrain.config.components import shipped
 from bigtrain.config.compose import PENDING, Composed, compose, freeze, targets
 from bigtrain.config.hosts import listed_hosts
 from bigtrain.config.launchers import Slurm, Torchrun
@@ -39,6 +40,7 @@ def train(argv: Sequence[str]) -> int:
         _write(composed, job, steps)
     preflight.look_at_folder(job)
     code = run(steps.processes, job.run_dir)
+    report.clear(job.run_dir)
     if code == EXIT_USER and new and not (job.run_dir / "config.yaml").exists():
         shutil.rmtree(job.run_dir, ignore_errors=True)  # no rank has taken the run up: leave nothing half-made
     else:
@@ -97,7 +99,7 @@ def _job(composed: Composed, words: Sequence[str]) -> Job:
     return Job(
         composed.config,
         words=tuple(words),
-        trusted=tuple(targets(composed.config)),
+        trusted=tuple(target for target in targets(composed.config) if not shipped(target)),
         hosts=tuple(hosts),
         cwd=Path.cwd(),
         python=sys.executable,

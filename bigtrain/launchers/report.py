@@ -16,12 +16,14 @@ from pathlib import Path
 from bigtrain.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER
 
 STOP, EXIT = ".stop", ".exit"
+FAILURES = ".failures"
+"""Where a job script notes how far the run was at each failure."""
 LOOK_S, FIRST_S = 1.0, 3.0
 
 
 def clear(run_dir: Path) -> None:
     """Forget what an earlier start of the run left."""
-    for name in (STOP, EXIT):
+    for name in (STOP, EXIT, FAILURES):
         (run_dir / name).unlink(missing_ok=True)
 
 
