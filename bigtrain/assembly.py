@@ -284,7 +284,8 @@ def run_loop(
         stepped=stepped,
     )
     # The last thing before the loop, as an import is enough to draw a random number.
-    seed_all(config.seed, ranks.rank)  # dropout: a stream of its own on each rank
+    # Dropout: a stream of its own on each rank, but for those that hold one model together.
+    seed_all(config.seed, ranks.rank // config.engine.tensor_parallel)
     if parts.rng is not None:
         set_rng_state(parts.rng)
     with stop.deferred():

@@ -40,5 +40,6 @@ def build_engine(
     else:
         from bigtrain.engines.deepspeed import DeepSpeedEngine as Chosen  # type: ignore[assignment]
     engine: Engine = Chosen(config, build_model, objective, build_optimizer, ranks)
-    seed_all(config.seed, ranks.rank)
+    # Ranks that hold one model together drop the same activations.
+    seed_all(config.seed, ranks.rank // config.engine.tensor_parallel)
     return engine

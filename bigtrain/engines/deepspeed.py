@@ -43,6 +43,7 @@ from bigtrain.engines.deepspeed_start import (
 )
 from bigtrain.engines.deepspeed_state import Layout, layout_of
 from bigtrain.engines.sequence_parallel import SequenceParallel
+from bigtrain.engines.tensor_parallel import TensorParallel
 from bigtrain.errors import UserError
 
 
@@ -69,14 +70,17 @@ class DeepSpeedEngine:
         self._linear = torch.nn.functional.linear  # ZeRO-3 puts its own in the place of this one, for the whole process
 
         self.model = build_once(build_model, ranks) if sharded else build_model()
+        sequence, tensor = config.engine.sequence_parallel, config.engine.tensor_parallel
+        self._sequence = SequenceParallel(self.model, ranks, sequence) if sequence > 1 else None
+        self._tensor = TensorParallel(self.model, ranks, tensor) if tensor > 1 else None
+        self._holders = tensor
+        """Ranks that hold one model together: all of them compute the same loss."""
         weights: Weights = {}  # as the model's code made them: the fp32 masters start from them
         if not sharded:
             make_contiguous(self.model)
             weights = unrounded(self.model)
             self.model.to(ranks.device)
         enable_activation_checkpointing(self.model, config.trainer.activation_checkpointing)
-        size = config.engine.sequence_parallel
-        self._sequence = SequenceParallel(self.model, ranks, size) if size > 1 else None
         # Before the weights are cut: the groups of weight decay need to see the shapes.
         self.optimizer = build_optimizer(self.model)
         if stage > 0 and isinstance(self.optimizer, torch.optim.Adagrad):
@@ -90,7 +94,11 @@ class DeepSpeedEngine:
 
         set_lr(self.optimizer, 0.0)  # stage 0 in low precision takes a step to make the optimizer's state
         with silent():
-            self._engine, *_ = deepspeed.initialize(model=step, optimizer=self.optimizer, config=settings)
+            mesh = self._tensor.mesh if self._tensor else None
+            self._engine, *_ = deepspeed.initialize(model=step, optimizer=self.optimizer, config=settings, mpu=mesh)
+        if self._tensor:
+            self._tensor.note_whole_shapes()
+            ranks = self._tensor.data_ranks(ranks)
         self._layout: Layout = layout_of(self._engine, self.optimizer, self.model, ranks)
         if self._dtype is not torch.float32:
             self._layout.start_from(weights)  # DeepSpeed made its masters from the rounded ones
@@ -105,14 +113,18 @@ class DeepSpeedEngine:
         stage_0 = engine.zero_optimization_stage() == 0
         # DeepSpeed 0.19.8 forgets to scale the loss at stage 0, though it divides the gradients by the scale.
         scale = float(engine.optimizer.loss_scale) if stage_0 and self._dtype is torch.float16 else 1.0
+        averaged = self.ranks.world_size // self._holders
+        if self._tensor:
+            self._tensor.forget()
         loss = torch.zeros((), device=self.device)
         norm: Tensor | float | None = None
         for index, batch in enumerate(micro_batches):
             part = engine(self._here(batch)) / max(targets, 1)
-            engine.backward(part * (self.ranks.world_size * scale), scale_wrt_gas=False)
-            loss += part.detach()
+            engine.backward(part * (averaged * scale), scale_wrt_gas=False)
+            loss += part.detach() / self._holders
             if index == len(micro_batches) - 1 and stage_0 and self._dtype is torch.float32:  # it keeps no norm there
-                norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+                gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+                norm = self._tensor.grad_norm() if self._tensor else get_total_norm(gradients)
             engine.step()
         if self._dtype is torch.float16:
             self._layout.count_like_torch()
@@ -124,7 +136,7 @@ class DeepSpeedEngine:
     def eval_loss(self, batch: Batch) -> Tensor:
         """See `Engine.eval_loss`."""
         self.model.eval()
-        loss: Tensor = self._engine(self._here(batch))
+        loss: Tensor = self._engine(self._here(batch)) / self._holders
         return loss
 
     def _here(self, batch: Batch) -> Batch:
@@ -133,10 +145,13 @@ class DeepSpeedEngine:
 
     def fragments(self, stateful: Collection[str] = ()) -> list[Fragment]:
         """zero0: whole parameters, written in turns; from zero1 on: this rank's part of the fp32 masters."""
-        return self._layout.fragments(make_state=bool(stateful))
+        held = self._layout.fragments(make_state=bool(stateful))
+        return self._tensor.fragments(held) if self._tensor else held
 
     def loaded(self) -> None:
         """See `Engine.loaded`."""
+        if self._tensor:
+            self._tensor.loaded()
         self._layout.loaded()
 
     def scalars(self) -> dict[str, Scalar]:
@@ -150,9 +165,15 @@ class DeepSpeedEngine:
 
     def settings(self) -> dict[str, Any]:
         """See `Engine.settings`: read from DeepSpeed's live objects, not from the dictionary that it was given."""
-        return effective(self._engine, self.optimizer)
+        cut = {
+            "engine.sequence_parallel": self._sequence.size if self._sequence else 1,
+            "engine.tensor_parallel": self._tensor.size if self._tensor else 1,
+        }
+        return effective(self._engine, self.optimizer) | cut
 
     def close(self) -> None:
         """See `Engine.close`."""
         self._engine.destroy()
+        if self._tensor:
+            self._tensor.close()
         torch.nn.functional.linear = self._linear

@@ -117,12 +117,12 @@ def within_documents(document_ids: Tensor) -> tuple[Tensor, Tensor]:
     return at - start, mask.unsqueeze(1)
 
 
-def check_heads(heads: int, kv_heads: int, parts: int) -> None:
-    """Ulysses gives each part of the sequence as many heads: a `UserError` where they cannot be divided."""
+def check_heads(heads: int, kv_heads: int, parts: int, setting: str = "sequence_parallel") -> None:
+    """Every rank gets as many heads: a `UserError` where they cannot be divided."""
     for count, what in ((heads, "attention heads"), (kv_heads, "heads of keys and values")):
         if count % parts:
             raise UserError(
-                f"engine.sequence_parallel={parts} does not divide the model's {count} {what}: take one that does."
+                f"engine.{setting}={parts} does not divide the model's {count} {what}: take one that does."
             )
 
 
@@ -252,6 +252,27 @@ class Decoder(nn.Module):
         self.part, self.parts = part, parts
         for block in self.blocks:
             cast(Block, block).attention.exchange = exchange
+
+    def tensor_parallel_plan(self, parts: int) -> tuple[list[dict[str, Any]], None]:
+        """How AutoTP is to cut the linear layers into `parts`; from now on each attention has its share of the heads.
+
+        Raises:
+            UserError: the heads or the MLP cannot be divided by the parts.
+        """
+        check_heads(self.shape.heads, self.shape.kv_heads, parts, "tensor_parallel")
+        if self.shape.mlp_width % parts:
+            raise UserError(f"engine.tensor_parallel={parts} does not divide mlp_width={self.shape.mlp_width}.")
+        fused = {"attention.qkv": cast(Block, self.blocks[0]).attention.sizes}
+        fused["mlp.up"] = [self.shape.mlp_width] * (2 if self.shape.activation == "swiglu" else 1)
+        plan: list[dict[str, Any]] = [
+            {"patterns": [rf".*{name}\.weight$"], "partition_type": "column", "partition_dim": 0, "shape": [sizes, -1]}
+            for name, sizes in fused.items()
+        ]
+        plan.append({"patterns": [r".*(attention\.out|mlp\.down)\.weight$"], "partition_type": "row"})
+        for block in self.blocks:
+            attention = cast(Block, block).attention
+            attention.sizes = [size // parts for size in attention.sizes]
+        return plan, None
 
     @property
     def flops_per_token(self) -> float:

@@ -17,6 +17,15 @@ from bigtrain.models.source import locate, need_gguf, read_config, reason
 from bigtrain.telemetry.meters import matmul_parameters, training_flops_per_token
 
 
+_STYLES: dict[str, dict[str, Any]] = {
+    "colwise": {"partition_type": "column"},
+    "rowwise": {"partition_type": "row"},
+    "embedding_rowwise": {"partition_type": "skip"},
+    "replicated_with_grad_allreduce": {"partition_type": "skip", "grad_allreduce": True},
+}
+"""The styles of transformers' plans for tensor parallelism, in AutoTP's words; embeddings stay whole."""
+
+
 class HuggingFace(nn.Module):
     """A transformers model: token ids in, logits out. The objective computes the loss from the logits."""
 
@@ -90,6 +99,29 @@ class HuggingFace(nn.Module):
                 "be replaced; take another model, or model=decoder."
             )
         self.part = part
+
+    def tensor_parallel_plan(self, parts: int) -> tuple[list[dict[str, Any]], Any]:
+        """How AutoTP is to cut the model into `parts`, by transformers' own plan, and the configuration that it reads.
+
+        Raises:
+            UserError: a model without a plan, or whose heads cannot be divided.
+        """
+        text = self.config.get_text_config()
+        plan = {**(getattr(self.config, "base_model_tp_plan", None) or {})}
+        other = sorted(set(plan.values()) - set(_STYLES))
+        if not plan or other:
+            fault = f"a plan that AutoTP does not know ({other[0]})" if other else "no plan for tensor parallelism"
+            raise UserError(
+                f"engine.tensor_parallel={parts}: transformers has {fault} for {text.model_type}. "
+                "Take a model such as llama or qwen3, or model=decoder."
+            )
+        heads = text.num_attention_heads
+        check_heads(heads, getattr(text, "num_key_value_heads", None) or heads, parts, "tensor_parallel")
+        specs = []
+        for name, style in plan.items():
+            pattern = name.replace(".", r"\.").replace("*", r"\d+")
+            specs.append({"patterns": [rf".*{pattern}\.weight$"], **_STYLES[style]})
+        return specs, self.config
 
     def enable_activation_checkpointing(self, context_fn: Callable[[], Any] | None = None) -> None:
         """Compute each block again in backward, with the same random numbers.

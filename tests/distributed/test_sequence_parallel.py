@@ -1,0 +1,130 @@
+"""Ulysses: ranks that share a sequence train as one process does, whatever ZeRO's stage and the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bigtrain.errors import UserError
+from tests.distributed import tiny
+from tests.distributed.ranks import run_on_ranks
+
+STEPS, CLIP, RATE = 20, 0.2, 2e-3
+ENGINES = ["zero0", "zero1", "zero2", "zero3"]
+
+
+def decoder(dropout: float = 0.0, **changes: Any) -> nn.Module:
+    from bigtrain.models.native import Decoder
+    from bigtrain.models.shapes import Shape
+
+    shape = {"vocab_size": tiny.VOCAB, "sequence_length": tiny.LENGTH, "layers": 2, "heads": 4, "width": 16,
+             "kv_heads": 2, "head_width": 4, "mlp_width": 24}  # fmt: skip
+    return Decoder(Shape(**(shape | changes)), dropout)
+
+
+def gpt2(dropout: float = 0.0) -> nn.Module:
+    return decoder(
+        dropout, kv_heads=4, positions="learned", norm="layer_norm", activation="gelu", bias=True, tied=True
+    )
+
+
+def hugging_face(model_type: str = "llama", attention: str = "sdpa", **changes: Any) -> nn.Module:
+    from bigtrain.models.wrapped import build_hugging_face
+
+    llama = {"model_type": model_type, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": tiny.LENGTH}  # fmt: skip
+    return build_hugging_face(None, llama | changes, tiny.VOCAB, tiny.LENGTH, attention)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"llama": decoder, "gpt2": gpt2, "hugging_face": hugging_face}
+
+
+def settings(engine: str, world_size: int, accumulation: int = 1, sequence: int = 1, tensor: int = 1, **more: Any) -> Any:
+    config = tiny.config(engine, world_size // (sequence * tensor), accumulation, grad_clip=CLIP, **more)
+    config.engine = replace(config.engine, sequence_parallel=sequence, tensor_parallel=tensor)
+    return config
+
+
+def built(ranks: Any, config: Any, model: Callable[[], nn.Module]) -> tuple[Any, Any]:
+    """The engine, and the ranks as the worker has them."""
+    from functools import partial
+
+    from bigtrain.config.rules import replicas
+    from bigtrain.engines import build_engine
+    from bigtrain.objectives.causal import CausalLM
+
+    ranks = replace(ranks, replicas=replicas(config.engine))
+    return build_engine(config, model, CausalLM(), partial(tiny.adamw, lr=RATE), ranks), ranks
+
+
+def steps(engine: Any, ranks: Any, accumulation: int, first: int = 0, last: int = STEPS, documents: bool = False) -> Any:
+    """Losses and gradient norms of some steps, and the held-out loss of a batch after them."""
+    from bigtrain.distributed import sum_over_ranks
+
+    def mine(step: int) -> list[dict[str, torch.Tensor]]:
+        batches = tiny.micro_batches(step, ranks.data_rank, ranks.data_ranks, accumulation)
+        if documents:
+            for batch in batches:
+                batch["document_ids"] = (batch["input_ids"] % 5 == 0).long().cumsum(1)
+        return batches
+
+    losses, norms = [], []
+    for step in range(first, last):
+        targets = int((tiny.batch_of(step)["labels"] != -100).sum())
+        result = engine.train_step(mine(step), targets, tiny.factor(step))
+        losses.append(float(sum_over_ranks(result.loss.clone())))
+        norms.append(float(result.grad_norm))
+    held_out = sum(float(sum_over_ranks(engine.eval_loss(batch).clone())) for batch in mine(100))
+    return losses, norms, held_out
+
+
+def train(ranks: Any, model: str, engine: str, accumulation: int = 1, sequence: int = 1, tensor: int = 1,
+          documents: bool = False, **more: Any) -> Any:  # fmt: skip
+    config = settings(engine, ranks.world_size, accumulation, sequence, tensor, **more)
+    made, ranks = built(ranks, config, MODELS[model])
+    result = steps(made, ranks, accumulation, documents=documents)
+    effective = made.settings()
+    made.close()
+    return *result, effective
+
+
+def alone(ranks: Any) -> dict[Any, Any]:
+    """One process on the whole batch: what all others are held against."""
+    runs = {(model, False): train(ranks, model, "local") for model in MODELS}
+    return runs | {("llama", True): train(ranks, "llama", "local", documents=True)}
+
+
+def cut(ranks: Any) -> dict[Any, Any]:
+    """(model, engine, accumulation, ranks a sequence, documents) -> what came of it."""
+    cases: list[tuple[str, str, int, int, bool]] = []
+    for engine in ENGINES:
+        cases += [("llama", engine, 2, 2, False), ("gpt2", engine, 1, 2, False), ("hugging_face", engine, 2, 2, False)]
+    cases += [("llama", "zero2", 1, 2, True)]
+    if ranks.world_size == 4:
+        cases = [*cases[:3], *cases[-4:], ("gpt2", "zero1", 2, 4, False)]
+    return {case: train(ranks, *case[:4], documents=case[4]) for case in cases}
+
+
+def worst(run: Any, right: Any) -> tuple[float, float, float]:
+    losses = max(abs(a - b) for a, b in zip(run[0], right[0], strict=True))
+    norms = max(abs(a - b) for a, b in zip(run[1], right[1], strict=True))
+    return losses, norms, abs(run[2] / right[2] - 1)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_that_share_a_sequence_train_as_one_process(world_size: int) -> None:
+    right = run_on_ranks(alone, 1)[0]
+    for case, run in run_on_ranks(cut, world_size)[0].items():
+        losses, norms, held_out = worst(run, right[case[0], case[4]])
+        assert losses < 2e-6, (case, losses)  # losses near 4: four units in the last place
+        assert norms < 1e-5, (case, norms)
+        assert held_out < 1e-6, (case, held_out)
+        assert run[3]["engine.sequence_parallel"] == case[3]
+        assert run[3]["trainer.global_batch_size"] == tiny.GLOBAL_BATCH
+        assert run[3]["accumulation"] == case[2]
