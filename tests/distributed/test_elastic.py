@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import ledger
+from tests.support import ran
 
 STEPS, GLOBAL_BATCH = 12, 24
 WORDS = [
@@ -123,3 +124,6 @@ def test_a_chain_of_kills_and_changes(seed: int, straight: Any, tmp_path: Path) 
     assert got.keys() == want_losses.keys(), chain
     apart = {step: abs(got[step] - want_losses[step]) for step in got}
     assert max(apart.values()) < 1e-6, (chain, apart)
+    for engine, size, _, _ in chain:
+        ran(engine, "elastic")
+        ran(engine, f"{size} rank{'s' * (size > 1)}")

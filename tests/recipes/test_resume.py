@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from bigtrain.errors import EXIT_STOPPED
 from tests.recipes.conftest import ENVIRONMENT, TINY, Run, metrics
+from tests.support import ran
 
 STEPS = 14
 BASE = [
@@ -65,7 +66,7 @@ def checkpoints_equal(one: Path, other: Path) -> None:
     assert states[0] == states[1]
 
 
-@pytest.mark.parametrize("engine", ["local", "ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["local", "ddp", "fsdp", "zero1", "zero2", "zero3", "zero2_offload"])
 def test_killed_and_resumed_equals_never_killed(engine: str, bigtrain: Run, prepared: str, tmp_path: Path) -> None:
     processes = 1 if engine == "local" else 2
     words = ["train", *BASE, prepared, f"engine={engine}", f"launcher.processes={processes}"]
@@ -82,6 +83,7 @@ def test_killed_and_resumed_equals_never_killed(engine: str, bigtrain: Run, prep
         assert {key: a[key] for key in WITHOUT_TIME} == {key: b[key] for key in WITHOUT_TIME}, (
             f"killed after {kill_after}"
         )
+    ran(engine, "killed, resumed")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
