@@ -53,6 +53,10 @@ bench: $(VENV)/.installed-dev ## run every benchmark; results go to benchmarks/r
 		$(BIN)/python $$script --out benchmarks/results/$$name.json $(ARGS); \
 	done
 
+.PHONY: horovod
+horovod: $(VENV)/.installed-core ## build Horovod for engine=horovod (about 10 minutes, once a torch and Python)
+	@docker/build_horovod.sh $(BIN)/python
+
 .PHONY: clean
 clean: ## remove .venv, build output and caches (never runs/)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache
