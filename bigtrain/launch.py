@@ -14,7 +14,7 @@ from bigtrain.checkpoint.folder import lock
 from bigtrain.config.components import shipped
 from bigtrain.config.compose import PENDING, Composed, compose, freeze, targets
 from bigtrain.config.hosts import listed_hosts
-from bigtrain.config.launchers import Slurm, Torchrun
+from bigtrain.config.launchers import DeepSpeed, Slurm, Torchrun
 from bigtrain.errors import EXIT_DONE, EXIT_USER, UserError
 from bigtrain.launchers import plan, preflight, report
 from bigtrain.launchers.base import Job, Plan
@@ -88,6 +88,7 @@ def _write(composed: Composed, job: Job, steps: Plan) -> None:
     with lock(job.run_dir):  # says now, and not from a worker, that the folder is taken or cannot be written
         freeze(composed.raw, job.run_dir / PENDING)
         report.clear(job.run_dir)
+        (job.run_dir / "logs").mkdir(exist_ok=True)  # Slurm ends a job at once whose log it cannot open
         for path, text in steps.files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
@@ -106,7 +107,16 @@ def _job(composed: Composed, words: Sequence[str]) -> Job:
         port=getattr(launcher, "master_port", None) or free_port(),
         cores=os.cpu_count() or 1,
         env=dict(os.environ),
+        deepspeed_env=_deepspeed_env() if isinstance(launcher, DeepSpeed) else "",
     )
+
+
+def _deepspeed_env() -> str:
+    """The user's own files, in the order in which DeepSpeed reads them."""
+    name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+    files = dict.fromkeys(folder / name for folder in (Path.home(), Path.cwd()))
+    lines = [line for file in files if file.is_file() for line in file.read_text(encoding="utf-8").splitlines()]
+    return "".join(f"{line}\n" for line in lines if "=" in line)
 
 
 def _one_folder(launcher: Torchrun, argv: Sequence[str]) -> None:

@@ -31,10 +31,9 @@ def parse_hostfile(text: str, source: str) -> list[Host]:
         if not words:
             continue
         where = f"{source}, line {number}"
-        options = [word for word in words[1:] if not re.fullmatch(r"slots=\d+", word)]
-        if options or len(words) > 2:
-            raise UserError(f"{where}: '{line.strip()}' is not a host: write `{words[0]} slots=8`.")
-        _add(hosts, words[0], int(words[1].partition("=")[2]) if len(words) == 2 else 1, where)
+        if len(words) != 2 or not re.fullmatch(r"slots=\d+", words[1]):
+            raise UserError(f"{where}: '{line.strip()}' is not a host and its ranks: write `{words[0]} slots=8`.")
+        _add(hosts, words[0], int(words[1].partition("=")[2]), where)
     if not hosts:
         raise UserError(f"{source} lists no host: write a line such as `node0 slots=8` for each.")
     return hosts
@@ -50,7 +49,8 @@ def _add(hosts: list[Host], name: str, slots: int, where: str) -> None:
     hosts.append(Host(name, slots))
 
 
-def _parse_hosts(words: Sequence[str]) -> list[Host]:
+def parse_hosts(words: Sequence[str]) -> list[Host]:
+    """`launcher.hosts`: `name` or `name:slots`."""
     hosts: list[Host] = []
     for word in words:
         name, colon, slots = word.partition(":")
@@ -70,7 +70,7 @@ def listed_hosts(launcher: Launcher) -> list[Host]:
         return []
     if launcher.hosts and launcher.hostfile:
         raise UserError("launcher.hosts and launcher.hostfile are both set: one of them says where to run.")
-    hosts, source = _parse_hosts(launcher.hosts), "launcher.hosts"
+    hosts, source = parse_hosts(launcher.hosts), "launcher.hosts"
     if launcher.hostfile:
         path, source = Path(launcher.hostfile), launcher.hostfile
         try:

@@ -30,6 +30,8 @@ class Job:
     """CPU cores of this machine."""
     env: Mapping[str, str] = field(default_factory=dict)
     """The environment that the command was started with."""
+    deepspeed_env: str = ""
+    """The lines of the user's own `.deepspeed_env` files."""
 
     @property
     def run_dir(self) -> Path:
