@@ -1,4 +1,4 @@
-"""Labs, data prepared once, and runs that a test can watch. Nothing here is mocked: Slurm, ssh and deepspeed are real."""
+"""Labs, data prepared once, and runs that a test can watch: with a real Slurm, ssh and deepspeed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _lab(lab: Lab) -> Iterator[Any]:
-    lab.environment |= {"PYTHONPATH": str(USER), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    lab.environment |= {
+        "PYTHONPATH": os.pathsep.join([str(USER), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     try:
         lab.up()
         yield lab

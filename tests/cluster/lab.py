@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,16 +43,20 @@ def run(*words: str, check: bool = True) -> str:
     return done.stdout
 
 
-def wait_for(what: str, seconds: float, happened: Callable[[], object]) -> float:
+def wait_for(
+    what: str, seconds: float, happened: Callable[[], object], hopeless: Callable[[], str | None] = lambda: None
+) -> float:
     """Poll until it happened; how many seconds that took.
 
     Raises:
-        TimeoutError: it did not.
+        TimeoutError: it did not, or cannot any more, as `hopeless` says.
     """
     start = time.monotonic()
     while not happened():
         if time.monotonic() - start > seconds:
-            raise TimeoutError(f"not within {seconds:.0f} s: {what}")
+            raise TimeoutError(f"not within {seconds:.0f} s: {what}. {hopeless() or ''}")
+        if said := hopeless():
+            raise TimeoutError(f"{what}: {said}")
         time.sleep(0.1)
     return time.monotonic() - start
 
@@ -183,6 +188,7 @@ class Lab:
 
     def boot(self, host: str) -> None:
         """Switch a machine on."""
+        self.plug(host)
         own = self.folder / "disk" / host  # a disk of its own, seen as $LAB/local
         own.mkdir(parents=True, exist_ok=True)
         script = (
@@ -197,7 +203,8 @@ class Lab:
             )
 
     def crash(self, host: str) -> None:
-        """Cut a machine's power: every process of it dies at once."""
+        """Cut a machine's power: every process of it dies at once, and no one hears of it."""
+        self.cut(host)  # first, or the kernel would close the connections of what dies
         machine = self._on.pop(host)
         machine.kill()
         machine.wait()
@@ -205,11 +212,13 @@ class Lab:
 
     def cut(self, host: str) -> None:
         """Pull a machine's network cable."""
-        run("ip", "-n", space(self.HUB), "link", "set", f"v-{host}", "down")
+        if host != self.HUB:
+            run("ip", "-n", space(self.HUB), "link", "set", f"v-{host}", "down")
 
     def plug(self, host: str) -> None:
         """Put the cable back."""
-        run("ip", "-n", space(self.HUB), "link", "set", f"v-{host}", "up")
+        if host != self.HUB:
+            run("ip", "-n", space(self.HUB), "link", "set", f"v-{host}", "up")
 
     def processes(self, host: str, containing: str = "") -> list[int]:
         """Process ids, as seen from outside, of what runs on a machine with this text in its command line."""
@@ -218,11 +227,20 @@ class Lab:
             try:
                 words = Path("/proc", pid, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 zombie = Path("/proc", pid, "stat").read_text().rpartition(") ")[2].startswith("Z")
-            except (FileNotFoundError, ProcessLookupError):
+            except OSError:  # it has ended
                 continue
             if containing in words and not zombie:
                 found.append(int(pid))
         return found
+
+    def kill_rank(self, host: str, rank: int, containing: str) -> None:
+        """SIGKILL one rank of a run."""
+        of_rank = f"\0RANK={rank}\0".encode()
+        for pid in self.processes(host, containing):
+            if of_rank in b"\0" + Path("/proc", str(pid), "environ").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+                return
+        raise RuntimeError(f"rank {rank} does not run on {host}")
 
     def start(self, words: Sequence[str], folder: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
         """Start a user's command on the hub, in a folder; its output goes to a file."""
