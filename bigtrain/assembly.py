@@ -255,7 +255,7 @@ def assemble(
     engine = build_engine(
         config, lambda: build_model(config, data), objective, lambda model: build_optimizer(config, model), ranks
     )
-    check_effective(config, engine.settings())
+    check_effective(config, engine.settings(), ranks)
     state, checkpoint, rng = resume(config, engine, data, ranks)
     steps = total_steps(config, len(data.train))
     return Assembly(config, ranks, data, schedule, objective, engine, steps, state, checkpoint, rng)
