@@ -121,7 +121,8 @@ class TensorParallel:
 
     def grad_norm(self) -> Tensor:
         """Global L2 norm of gradients that are already summed over the data; what all hold counts once."""
-        cut, alike = [], []
+        cut: list[Tensor] = []
+        alike: list[Tensor] = []
         for name, parameter in self._model.named_parameters():
             if parameter.grad is not None:
                 (cut if name in self.cuts else alike).append(parameter.grad)
@@ -185,9 +186,7 @@ class TensorParallel:
                 tensors[kind] = self._to_rows(mine)
                 self._rows.append(_Rows(mine, tensors[kind]))
             start = (first + sum(share[: self.index])) * whole
-            yield replace(
-                one, shape=cut.shape, start=start, numel=share[self.index] * whole, tensors=tensors, owner=one.owner
-            )
+            yield replace(one, shape=cut.shape, start=start, numel=share[self.index] * whole, tensors=tensors)
         if tail := end - last * width:
             yield _piece(one, cut, last * width, tail, last * whole + self.index * width)
 
@@ -196,7 +195,7 @@ class TensorParallel:
 
     def _to_rows(self, mine: Tensor) -> Tensor:
         """(rows, width) of this rank's columns -> flat, this rank's share of the rows with everyone's columns."""
-        (rows, width), share = mine.shape, self._shares(len(mine))
+        share, width = self._shares(len(mine)), mine.shape[1]
         own = share[self.index]
         received = mine.new_empty(self.size * own * width)
         sent = [count * width for count in share]

@@ -121,9 +121,7 @@ def check_heads(heads: int, kv_heads: int, parts: int, setting: str = "sequence_
     """Every rank gets as many heads: a `UserError` where they cannot be divided."""
     for count, what in ((heads, "attention heads"), (kv_heads, "heads of keys and values")):
         if count % parts:
-            raise UserError(
-                f"engine.{setting}={parts} does not divide the model's {count} {what}: take one that does."
-            )
+            raise UserError(f"engine.{setting}={parts} does not divide the model's {count} {what}: take one that does.")
 
 
 def norm(shape: Shape) -> nn.Module:

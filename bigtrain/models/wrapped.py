@@ -16,7 +16,6 @@ from bigtrain.models.native import Exchange, Head, check_heads
 from bigtrain.models.source import locate, need_gguf, read_config, reason
 from bigtrain.telemetry.meters import matmul_parameters, training_flops_per_token
 
-
 _STYLES: dict[str, dict[str, Any]] = {
     "colwise": {"partition_type": "column"},
     "rowwise": {"partition_type": "row"},
