@@ -34,9 +34,9 @@ def build_engine(
     if config.engine.name in ("local", "ddp"):
         from bigtrain.engines.plain import PlainEngine as Chosen
     elif config.engine.name == "fsdp":
-        from bigtrain.engines.fsdp import FsdpEngine as Chosen  # type: ignore[assignment]
+        from bigtrain.engines.fsdp import FsdpEngine as Chosen
     elif config.engine.name == "horovod":
-        from bigtrain.engines.horovod import HorovodEngine as Chosen  # type: ignore[assignment]
+        from bigtrain.engines.horovod import HorovodEngine as Chosen
     else:
         from bigtrain.engines.deepspeed import DeepSpeedEngine as Chosen  # type: ignore[assignment]
     engine: Engine = Chosen(config, build_model, objective, build_optimizer, ranks)

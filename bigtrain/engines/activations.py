@@ -1,7 +1,7 @@
 """What the forward pass keeps for the backward pass: everything, some of it, or block inputs only; and where.
 
-Recomputation: https://arxiv.org/abs/1604.06174; the selective kind: https://arxiv.org/abs/2205.05198. None of it changes
-a number: a block is computed again with the same random numbers, and what is moved comes back as it was.
+Recomputation: https://arxiv.org/abs/1604.06174; the selective kind: https://arxiv.org/abs/2205.05198. None of it
+changes a number: a block is computed again with the same random numbers, and what is moved comes back as it was.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def enable_activation_checkpointing(model: nn.Module, kind: str = "full") -> Non
     if hasattr(model, "enable_activation_checkpointing"):
         if contexts and "context_fn" not in inspect.signature(offered.enable_activation_checkpointing).parameters:
             raise UserError(
-                f"trainer.activation_checkpointing=selective, but {type(model).__name__}.enable_activation_checkpointing "
-                "takes no `context_fn` (for torch.utils.checkpoint.checkpoint). Give it one, or take "
-                "trainer.activation_checkpointing=full."
+                "trainer.activation_checkpointing=selective, but `enable_activation_checkpointing` of "
+                f"{type(model).__name__} takes no `context_fn` (for torch.utils.checkpoint.checkpoint). Give it one, "
+                "or take trainer.activation_checkpointing=full."
             )
         offered.enable_activation_checkpointing(**contexts)
     elif hasattr(model, "activation_checkpointing_enable"):  # Hugging Face, from transformers 5.20 or so
@@ -80,7 +80,9 @@ def enable_activation_checkpointing(model: nn.Module, kind: str = "full") -> Non
 def activation_checkpointing(model: nn.Module) -> str | None:
     """What the model does, read from its modules; None for one whose way of doing it is its own."""
     kinds = set()
+    module: Any
     for module in model.modules():
+        contexts: Any
         if hasattr(module, "checkpoint_contexts"):  # bigtrain's own
             on, contexts = module.activation_checkpointing, module.checkpoint_contexts
         elif hasattr(module, "gradient_checkpointing"):  # a block of Hugging Face's

@@ -1,8 +1,8 @@
-"""`fsdp`: torch's FSDP2 (`fully_shard`). Each rank holds one slice of the weights, the gradients and the optimizer state.
+"""`fsdp`: torch's FSDP2 (`fully_shard`). Each rank holds a slice of the weights, the gradients, the optimizer state.
 
-Weights are fp32 shards along the first dimension; a block is gathered when it is needed. In bf16 and fp16 it is gathered
-in that precision, as DeepSpeed does it, beside the same autocast that all engines have: autocast alone would keep a
-cast copy of every gathered weight alive until the backward pass. Gradients are summed in fp32.
+Weights are fp32 shards along the first dimension; a block is gathered when it is needed. In bf16 and fp16 it is
+gathered in that precision, as DeepSpeed does it, beside the same autocast that all engines have: autocast alone would
+keep a cast copy of every gathered weight alive until the backward pass. Gradients are summed in fp32.
 Paper: https://arxiv.org/abs/2304.11277. Documentation: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
@@ -86,7 +86,7 @@ class FsdpEngine(PlainEngine):
         self._units: list[FSDPModule] = []
         for unit in (*blocks(self.model), self._step):
             if self._config.trainer.compile and unit is not self._step:
-                unit.forward = torch.compile(unit.forward)  # type: ignore[method-assign]
+                unit.forward = torch.compile(unit.forward)
             self._units.append(_shard(unit, self.ranks, mesh=mesh, mp_policy=precision))
         for one in self._units:
             one.set_gradient_divide_factor(1.0)
@@ -189,8 +189,9 @@ def _shard(unit: nn.Module, ranks: Ranks, **options: Any) -> FSDPModule:
 
 def _local(tensor: Tensor) -> Tensor:
     """This rank's slice, in the same memory."""
-    assert isinstance(tensor, DTensor)
-    return tensor.detach().to_local()
+    detached: Any = tensor.detach()
+    local: Tensor = detached.to_local()
+    return local
 
 
 def _hand_over(optimizer: Optimizer, own: dict[DTensor, nn.Parameter]) -> None:

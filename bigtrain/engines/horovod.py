@@ -1,8 +1,8 @@
 """`horovod`: the whole model on every rank, and Horovod (0.28.1, https://arxiv.org/abs/1802.05799) sums the gradients.
 
-Only its allreduce and broadcast are used, on gradients that this engine hooks itself: `DistributedOptimizer` hides steps
-of its own when state is broadcast, and knows nothing of our clipping and loss scale. Horovod has no bf16, so what is
-reduced is fp32, like the weights; bf16 and fp16 go through autocast.
+Only its allreduce and broadcast are used, on gradients that this engine hooks itself: `DistributedOptimizer` hides
+steps of its own when state is broadcast, and knows nothing of our clipping and loss scale. Horovod has no bf16, so what
+is reduced is fp32, like the weights; bf16 and fp16 go through autocast.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,8 +46,8 @@ class HorovodEngine(PlainEngine):
             self._step.compile()
         self.multiplier = 1.0  # the reduction is a sum
         self._named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        for name, parameter in self._named.items():
-            if parameter.dtype is torch.bfloat16:
+        for name, held in self._named.items():
+            if held.dtype is torch.bfloat16:
                 raise UserError(
                     f"Horovod cannot reduce bfloat16, and the model's {name} is in it: build the model in fp32 "
                     "(precision=bf16 then computes in bf16), or take engine=ddp."
@@ -55,8 +56,9 @@ class HorovodEngine(PlainEngine):
             self._hvd.broadcast_(tensor.data, 0, name=f"start.{name}")  # whatever a rank built by itself
         self._last = False
         self._started: dict[str, int] = {}
+        parameter: Any
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(lambda p, name=name: self._start(name, p))
+            parameter.register_post_accumulate_grad_hook(partial(self._start, name))
             for name, parameter in self._named.items()
         ]
         return self._step
@@ -100,7 +102,9 @@ class HorovodEngine(PlainEngine):
         try:
             self._hvd.synchronize(handle)
         except Exception as error:  # HorovodInternalError, from wherever this version keeps it
-            raise RunError(f"Horovod could not reduce the gradients, another rank has probably died: {error}") from error
+            raise RunError(
+                f"Horovod could not reduce the gradients, another rank has probably died: {error}"
+            ) from error
 
     def settings(self) -> dict[str, Any]:
         """See `Engine.settings`."""

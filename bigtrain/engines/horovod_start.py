@@ -43,8 +43,8 @@ def start(ranks: Ranks, timeout_s: float) -> ModuleType:
     hvd = import_horovod()
     if ranks.device.type == "cuda" and not hvd.nccl_built():
         raise UserError(
-            "engine=horovod: this Horovod was built for the CPU, and cannot reduce what lies on a GPU. Take engine=ddp, "
-            "or trainer.device=cpu, or build Horovod with HOROVOD_GPU_OPERATIONS=NCCL."
+            "engine=horovod: this Horovod was built for the CPU, and cannot reduce what lies on a GPU. Take "
+            "engine=ddp, or trainer.device=cpu, or build Horovod with HOROVOD_GPU_OPERATIONS=NCCL."
         )
     if hvd.is_initialized():
         return hvd
