@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from bigtrain.checkpoint.find import find
+from bigtrain.checkpoint.load import load
+from bigtrain.checkpoint.save import save
 from bigtrain.errors import UserError
 from tests.distributed import tiny
 from tests.distributed.ranks import run_on_ranks
@@ -29,9 +31,7 @@ def decoder(dropout: float = 0.0, **changes: Any) -> nn.Module:
 
 
 def gpt2(dropout: float = 0.0) -> nn.Module:
-    return decoder(
-        dropout, kv_heads=4, positions="learned", norm="layer_norm", activation="gelu", bias=True, tied=True
-    )
+    return decoder(dropout, kv_heads=4, positions="learned", norm="layer_norm", activation="gelu", bias=True, tied=True)
 
 
 def hugging_face(model_type: str = "llama", attention: str = "sdpa", **changes: Any) -> nn.Module:
@@ -45,7 +45,9 @@ def hugging_face(model_type: str = "llama", attention: str = "sdpa", **changes: 
 MODELS: dict[str, Callable[[], nn.Module]] = {"llama": decoder, "gpt2": gpt2, "hugging_face": hugging_face}
 
 
-def settings(engine: str, world_size: int, accumulation: int = 1, sequence: int = 1, tensor: int = 1, **more: Any) -> Any:
+def settings(
+    engine: str, world_size: int, accumulation: int = 1, sequence: int = 1, tensor: int = 1, **more: Any
+) -> Any:
     config = tiny.config(engine, world_size // (sequence * tensor), accumulation, grad_clip=CLIP, **more)
     config.engine = replace(config.engine, sequence_parallel=sequence, tensor_parallel=tensor)
     return config
@@ -63,7 +65,9 @@ def built(ranks: Any, config: Any, model: Callable[[], nn.Module]) -> tuple[Any,
     return build_engine(config, model, CausalLM(), partial(tiny.adamw, lr=RATE), ranks), ranks
 
 
-def steps(engine: Any, ranks: Any, accumulation: int, first: int = 0, last: int = STEPS, documents: bool = False) -> Any:
+def steps(
+    engine: Any, ranks: Any, accumulation: int, first: int = 0, last: int = STEPS, documents: bool = False
+) -> Any:
     """Losses and gradient norms of some steps, and the held-out loss of a batch after them."""
     from bigtrain.distributed import sum_over_ranks
 
@@ -128,3 +132,109 @@ def test_ranks_that_share_a_sequence_train_as_one_process(world_size: int) -> No
         assert run[3]["engine.sequence_parallel"] == case[3]
         assert run[3]["trainer.global_batch_size"] == tiny.GLOBAL_BATCH
         assert run[3]["accumulation"] == case[2]
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+HALF, WHOLE = 4, 8
+
+
+def go_on(ranks: Any, case: tuple[str, str, int, int], source: str | None = None, target: str | None = None) -> Any:
+    """From the checkpoint in `source` (or the start) to the end; on the way, one into `target`."""
+    model, engine, sequence, tensor = case
+    accumulation = 2
+    config = settings(engine, ranks.world_size, accumulation, sequence, tensor)
+    made, ranks = built(ranks, config, MODELS[model])
+    first = 0
+    if source is not None:
+        newest = find(source, lambda message: pytest.fail(message))
+        assert newest is not None
+        load(newest, made.fragments(newest.stateful), ranks)
+        made.loaded()
+        first = HALF
+    losses: list[float] = []
+    if target is not None:
+        losses += steps(made, ranks, accumulation, first, HALF)[0]
+        save(target, HALF, made.fragments(), {}, {}, ranks)
+        first = HALF
+    losses += steps(made, ranks, accumulation, first, WHOLE)[0]
+    made.close()
+    return losses
+
+
+def pass_on(ranks: Any, cases: list[tuple[str, str, int, int]], folder: str) -> Any:
+    """Each case: to the end with a checkpoint on the way, from that checkpoint again, and from `local`'s."""
+    found = []
+    for index, case in enumerate(cases):
+        straight = go_on(ranks, case, target=f"{folder}/{index}")
+        again = go_on(ranks, case, source=f"{folder}/{index}")
+        taken = go_on(ranks, case, source=f"{folder}/local_{case[0]}")
+        found.append((straight, again, taken))
+    return found
+
+
+def local_first(ranks: Any, folder: str, models: list[str]) -> Any:
+    return {model: go_on(ranks, (model, "local", 1, 1), target=f"{folder}/local_{model}") for model in models}
+
+
+def local_after(ranks: Any, folder: str, cases: list[tuple[str, str, int, int]]) -> Any:
+    return [go_on(ranks, (case[0], "local", 1, 1), f"{folder}/{index}") for index, case in enumerate(cases)]
+
+
+def check_passing_on(cases: list[tuple[str, str, int, int]], world_size: int, folder: str) -> None:
+    right = run_on_ranks(local_first, 1, folder, sorted({case[0] for case in cases}))[0]
+    passed = run_on_ranks(pass_on, world_size, cases, folder)[0]
+    after = run_on_ranks(local_after, 1, folder, cases)[0]
+    for case, (straight, again, taken), there in zip(cases, passed, after, strict=True):
+        assert again == straight[HALF:], case  # to the last bit
+        for losses in (straight[HALF:], taken, there):
+            assert max(abs(a - b) for a, b in zip(losses, right[case[0]][HALF:], strict=True)) < 2e-6, case
+
+
+def test_a_checkpoint_of_cut_sequences_goes_on_anywhere_and_back(tmp_path: Any) -> None:
+    cases = [("llama", "zero3", 2, 1), ("hugging_face", "zero1", 2, 1)]
+    check_passing_on(cases, 2, str(tmp_path))
+
+
+# ----------------------------------------------------------------------------------------------------- what is refused
+
+
+class Mixing(nn.Module):
+    """No attention that anyone could reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, tiny.VOCAB)
+
+
+def refusals(ranks: Any, cases: list[tuple[str, dict[str, Any], str]]) -> list[str]:
+    models = {"mixing": Mixing, "three_heads": lambda: decoder(heads=3, kv_heads=3, width=12), "llama": decoder,
+              "one_kv_head": lambda: decoder(kv_heads=1), "eager": lambda: hugging_face(attention="eager"),
+              "window": lambda: hugging_face("mistral", sliding_window=4), "bloom": bloom}  # fmt: skip
+    said = []
+    for model, cuts, message in cases:
+        config = settings("zero1", ranks.world_size, **cuts)
+        with pytest.raises(UserError, match=message) as caught:
+            built(ranks, config, models[model])
+        said.append(str(caught.value))
+    return said
+
+
+def bloom() -> nn.Module:
+    from bigtrain.models.wrapped import build_hugging_face
+
+    shape = {"model_type": "bloom", "hidden_size": 16, "n_layer": 1, "n_head": 4}
+    return build_hugging_face(None, shape, tiny.VOCAB, tiny.LENGTH, "eager")
+
+
+def test_what_cannot_be_cut_is_refused_in_words() -> None:
+    cut = {"sequence": 2}
+    cases = [
+        ("mixing", cut, "enable_sequence_parallel"),
+        ("three_heads", cut, "does not divide the model's 3 attention heads"),
+        ("one_kv_head", cut, "does not divide the model's 1 heads of keys and values"),
+        ("eager", cut, "attention=sdpa"),
+        ("window", cut, "sliding windows"),
+        ("bloom", cut, "engine.sequence_parallel=2"),
+    ]
+    run_on_ranks(refusals, 2, cases)
