@@ -55,8 +55,7 @@ def submit(argv: Sequence[str]) -> int:
     composed = compose(words)
     job = _job(composed, words)
     if "--dry-run" in argv:
-        job = preflight.look(job)
-        print(shown(plan(job)))
+        print(shown(plan(preflight.look(job) if job.hosts else job)))
         return EXIT_DONE
     name = composed.config.launcher.name
     if not plan(job).submits:

@@ -104,6 +104,8 @@ class Slurm(Launcher):
     """`outside:inside[:ro]`, for the container."""
     array: str | None = None
     """Parts of this run one after another, each in a job of its own: `1-4%1`."""
+    sweep_parallel: int | None = None
+    """Jobs of a sweep (`bigtrain train -m`) at once; null: as many as the cluster runs."""
     dependency: str | None = None
     """`afterok:123`, `singleton`."""
     setup: list[str] = field(default_factory=list)
@@ -118,8 +120,8 @@ class Slurm(Launcher):
     """The interpreter on the nodes; null: this one, or `python` in a container."""
     preflight: bool = True
     """Look at partition, nodes, GPUs and the run folder before submitting; the last by a short job on a node."""
-    preflight_s: float = 120.0
-    """Seconds that the look on a node may take, waiting in the queue included."""
+    preflight_s: float = 30.0
+    """Seconds to wait for a node that can look; after them the cluster counts as busy."""
 
 
 @dataclass(slots=True)
