@@ -219,9 +219,17 @@ def describe(config: RunConfig, engine: Engine, ranks: Ranks, samples: int, step
     each = accumulation(trainer, ranks.data_ranks)
     warmup = config.schedule.get("warmup_steps") or 0
     note = f"\nnote: schedule.warmup_steps={warmup}: the run ends before its warm-up does" if warmup > steps else ""
+    cut = ""
+    if ranks.replicas > 1:
+        sequence, tensor = config.engine.sequence_parallel, config.engine.tensor_parallel
+        cut = (
+            f"\n{ranks.world_size} ranks = {ranks.data_ranks} data x {sequence} sequence x {tensor} tensor; those of "
+            "sequence and tensor share their samples"
+        )
     return (
-        f"{short(parameters)} parameters, engine {engine.name}, {config.precision.name}, {engine.device.type}\n"
-        f"global batch {trainer.global_batch_size} = {ranks.world_size} ranks x {trainer.micro_batch_size} samples x "
+        f"{short(parameters)} parameters, engine {engine.name}, {config.precision.name}, {engine.device.type}{cut}\n"
+        f"global batch {trainer.global_batch_size} = {ranks.data_ranks} {'data ' * bool(cut)}ranks x "
+        f"{trainer.micro_batch_size} samples x "
         f"{each} micro-batches; {steps} steps x {trainer.global_batch_size} = "
         f"{steps * trainer.global_batch_size / samples:.2f} epochs of {samples} samples{note}"
     )

@@ -104,6 +104,36 @@ def check_engine(engine: Engine, world_size: int) -> None:
         )
 
 
+def _cuts(config: RunConfig) -> None:
+    """Refuse what cut sequences and cut weights do not go together with."""
+    engine = config.engine
+    if replicas(engine) == 1:
+        return
+    if engine.sequence_parallel > 1 < engine.tensor_parallel:
+        raise UserError(
+            f"engine.sequence_parallel={engine.sequence_parallel} and engine.tensor_parallel={engine.tensor_parallel} "
+            "do not go together: set one of them to 1."
+        )
+    key = "sequence_parallel" if engine.sequence_parallel > 1 else "tensor_parallel"
+    if config.trainer.compile:
+        raise UserError(f"trainer.compile=true and engine.{key} do not go together: set trainer.compile=false.")
+    if key == "sequence_parallel":
+        length = config.data.get("sequence_length")
+        if isinstance(length, int) and length % engine.sequence_parallel:
+            raise UserError(
+                f"engine.sequence_parallel={engine.sequence_parallel} does not divide data.sequence_length={length}."
+            )
+        return
+    if engine.offload_optimizer:
+        raise UserError("engine.tensor_parallel and engine.offload_optimizer do not go together: set one of them only.")
+    target = str(config.optimizer.get("_target_"))
+    if target in NOT_ELEMENTWISE:
+        raise UserError(
+            f"{target.rpartition('.')[2]} looks at whole matrices, and engine.tensor_parallel cuts them: take "
+            "optimizer=adamw, lion or sgd."
+        )
+
+
 def check_rules(config: RunConfig, ranks: int | None = None) -> None:
     """Refuse combinations that cannot work, on `ranks` ranks (null: as many as the launcher will start).
 
@@ -127,6 +157,7 @@ def check_rules(config: RunConfig, ranks: int | None = None) -> None:
     if config.engine.name == "local" and ranks > 1:
         raise UserError(f"engine=local is for one process, and there are {ranks}: take engine=ddp, or zero1 to zero3.")
     check_engine(config.engine, ranks)
+    _cuts(config)
     accumulation(trainer, ranks // replicas(config.engine))
     target = str(config.optimizer.get("_target_"))
     if config.engine.name in ELEMENTWISE_ONLY and target in NOT_ELEMENTWISE:
