@@ -41,6 +41,11 @@ Most used:
   model=llama_1b                model.path=DIR for pretrained weights
   optimizer.lr=X  schedule.warmup_steps=N  seed=N  checkpoint.every=N  tracker=wandb
 
+Sweeps: -m (--multirun) trains once for each combination of values, in Hydra's grammar, each in its own run folder:
+  bigtrain train -m recipe=R optimizer.lr=1e-3,3e-4 seed=range(1,4)       here, one after another
+  bigtrain train -m recipe=R optimizer.lr=1e-3,3e-4 launcher=slurm …      an array of jobs, through submitit
+  bigtrain train -m run.dir=SWEEP                                        goes on with what is not finished
+
 Exit: 0 done, 2 wrong input, 75 stopped on request after a checkpoint, 1 anything else. Last line: the run folder."""
 
 SUBMIT = """\
@@ -56,14 +61,32 @@ Renders the job into the run folder, looks at the cluster, hands it over. Overri
 Before the time limit, and when preempted, the ranks write a checkpoint, and the job queues itself again and goes on.
 Exit: 0 submitted, 2 wrong input. Last line: the run folder."""
 
+VERIFY = f"""\
+Runs a few steps of the recipe under each engine, accumulation, activation checkpointing, precision, packing, with
+dropout and through a resume, on real ranks, and compares every loss and gradient norm with one process of torch alone.
+Probes look for leaks between tokens, samples and documents, and for a wrong normaliser.
+
+  --only engine,resume   parts of the table: probe recipe engine accumulation activation precision packing dropout resume
+  --ranks N              ranks of a set-up; else the recipe's, and at least 2 on a CPU
+  --steps N              steps of each set-up (6)
+  --timeout S            seconds that a set-up may take (600)
+
+{OVERRIDES}
+
+Exit: 0 all agree, 1 something differs, 2 wrong input. The table is kept as verify.json in the folder that the last
+line names, beside the ranks' logs. What a machine cannot run is a row that says why."""
+
 COMMANDS = {
     "train": Command(
-        "recipe=R [overrides]", "train a model; goes on by itself in a run folder", "bigtrain.launch:train", TRAIN
+        "recipe=R [overrides]", "train a model; goes on by itself in a run folder", "bigtrain.sweep:train", TRAIN
     ),
     "submit": Command(
-        "recipe=R launcher=slurm [--dry-run]", "hand a run to a scheduler", "bigtrain.launch:submit", SUBMIT
+        "recipe=R launcher=slurm [--dry-run]", "hand a run to a scheduler", "bigtrain.sweep:submit", SUBMIT
     ),
     "prepare": Command("recipe=R | data=D [overrides]", "only the data steps", "bigtrain.cli:prepare", OVERRIDES),
+    "verify": Command(
+        "recipe=R [overrides]", "proves that engines and set-ups agree on a recipe", "bigtrain.verify:main", VERIFY
+    ),
     "evaluate": Command("PATH", "loss and perplexity of a run, checkpoint or export", "bigtrain.evaluate:main"),
     "generate": Command("PATH --prompt TEXT", "text from a trained model", "bigtrain.generate:main"),
     "export": Command("PATH --out DIR", "a Hugging Face folder, its logits proved", "bigtrain.export:main"),

@@ -81,7 +81,7 @@ class Composer:
             path.prepend("user", f"file://{folder}")
         GlobalHydra.instance().clear()
         self._hydra = Hydra.create_main_hydra2("bigtrain", path)
-        self._loader: Any = self._hydra.config_loader
+        self.loader: Any = self._hydra.config_loader
 
     def options(self, group: str) -> list[str]:
         """What may stand behind `group=`."""
@@ -112,7 +112,10 @@ class Composer:
                     f'"{quoted}"'
                 ) from error
             if override.is_sweep_override():
-                raise UserError(f"'{text}' is a sweep; for one value with commas write it as a list or in quotes.")
+                raise UserError(
+                    f"'{text}' is a sweep: `bigtrain train -m …` makes a run of each value; for one value with commas "
+                    "write it as a list or in quotes."
+                )
             key, value = override.key_or_group, override.value()
             if key.partition(".")[0] == "hydra":
                 raise UserError(f"'{text}': Hydra's own settings have no effect here; run.dir= sets the run folder.")
@@ -138,7 +141,7 @@ class Composer:
         choices, values = self.parse(overrides)
         forced = [text if text.startswith("~") else f"++{text.lstrip('+')}" for text in values.values()]
         try:
-            tree = self._loader.load_configuration("config", [*choices, *forced], RunMode.RUN, from_shell=False)
+            tree = self.loader.load_configuration("config", [*choices, *forced], RunMode.RUN, from_shell=False)
         except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
             text = re.split("Config search path|Available options|\n\n", str(error))[0]
             raise UserError(f"cannot compose the configuration: {' '.join(text.split())}") from error
@@ -164,9 +167,9 @@ class Composer:
         from hydra.types import RunMode
         from omegaconf import OmegaConf
 
-        defaults = self._loader.compute_defaults_list("config", list(choices), RunMode.RUN).defaults
+        defaults = self.loader.compute_defaults_list("config", list(choices), RunMode.RUN).defaults
         for entry in reversed(defaults):
-            loaded = self._loader.repository.load_config(entry.config_path or "")
+            loaded = self.loader.repository.load_config(entry.config_path or "")
             if loaded is None or (entry.config_path or "").startswith("hydra"):
                 continue
             package = entry.package or ""

@@ -53,7 +53,7 @@ def check_launcher(config: RunConfig) -> None:
         UserError: names the setting and what to set instead.
     """
     launcher = config.launcher
-    for key in ("nodes", "processes", "cpu_processes", "threads", "gpus", "cpus_per_task", "warn_s"):
+    for key in ("nodes", "processes", "cpu_processes", "threads", "gpus", "cpus_per_task", "warn_s", "sweep_parallel"):
         value = getattr(launcher, key, None)
         if value is not None and value < 1:
             raise UserError(f"launcher.{key}={value}: it must be at least 1.")
@@ -119,7 +119,7 @@ def _check_slurm(launcher: Slurm, device: str) -> None:
     if launcher.array is not None and not re.fullmatch(r"\d+(-\d+)?%1", launcher.array):
         raise UserError(
             f"launcher.array={launcher.array}: the jobs of an array are parts of one run in one folder, so one at a "
-            "time: write it as 1-4%1. Several runs side by side are a sweep: bigtrain sweep."
+            "time: write it as 1-4%1. Several runs side by side are a sweep: bigtrain train -m."
         )
     if launcher.dependency is not None:
         for word in re.split("[,?]", launcher.dependency):
