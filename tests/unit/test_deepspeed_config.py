@@ -11,8 +11,8 @@ from bigtrain.errors import UserError
 from tests.distributed import tiny
 
 COMMON = {
-    "train_batch_size": 8,
-    "train_micro_batch_size_per_gpu": 2,
+    "train_batch_size": 24,
+    "train_micro_batch_size_per_gpu": 6,
     "gradient_accumulation_steps": 2,
     "gradient_clipping": 1.0,
     "zero_allow_untested_optimizer": True,
