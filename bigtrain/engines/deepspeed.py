@@ -31,11 +31,13 @@ from bigtrain.engines.base import (
     to_device,
 )
 from bigtrain.engines.deepspeed_config import check_extra, deepspeed_config
+from bigtrain.engines.deepspeed_nvme import Folder, build_async_io, place, read_aligned, uses_disk
 from bigtrain.engines.deepspeed_settings import effective
 from bigtrain.engines.deepspeed_start import (
     Weights,
     build_once,
     import_deepspeed,
+    refuse_on_cpu,
     refuse_unsupported,
     shard,
     silent,
@@ -64,6 +66,7 @@ class DeepSpeedEngine:
         deepspeed = import_deepspeed(ranks.device)
         check_extra(config.engine.extra)
         refuse_unsupported(deepspeed, self._dtype)
+        refuse_on_cpu(config.engine, ranks.device)
         settings = deepspeed_config(config, ranks.world_size, ranks.device.type)
         stage = settings["zero_optimization"]["stage"]
         sharded = stage == 3 and config.engine.sharded_init
@@ -86,6 +89,11 @@ class DeepSpeedEngine:
         if stage > 0 and isinstance(self.optimizer, torch.optim.Adagrad):
             raise UserError("DeepSpeed drops the parameter groups of torch.optim.Adagrad: use engine=ddp or zero0.")
         self.base_lr = remember_base_lr(self.optimizer)
+        self._folder: Folder | None = None
+        if uses_disk(config.engine):
+            build_async_io(ranks)
+            self._folder = Folder(str(config.engine.nvme_path), ranks)
+            place(settings, self._folder.path, self.model, ranks)
         if sharded:
             weights = shard(deepspeed, settings, self.model, self._dtype, ranks)
         step = Step(self.model, objective, ranks.device, self._dtype, config.trainer.activation_offload)
@@ -96,6 +104,8 @@ class DeepSpeedEngine:
         with silent():
             mesh = self._tensor.mesh if self._tensor else None
             self._engine, *_ = deepspeed.initialize(model=step, optimizer=self.optimizer, config=settings, mpu=mesh)
+        if self._folder:
+            read_aligned(self._engine.optimizer)
         if self._tensor:
             self._tensor.note_whole_shapes()
             ranks = self._tensor.data_ranks(ranks)
@@ -176,4 +186,6 @@ class DeepSpeedEngine:
         self._engine.destroy()
         if self._tensor:
             self._tensor.close()
+        if self._folder:
+            self._folder.close()
         torch.nn.functional.linear = self._linear

@@ -146,8 +146,9 @@ def _offload(engine: Engine, device: str) -> dict[str, Any]:
             continue
         kept[key] = {"device": where, "pin_memory": device != "cpu"}
         if where == "nvme":
-            kept[key] |= {"nvme_path": engine.nvme_path, "buffer_count": NVME_BUFFERS}
+            kept[key]["nvme_path"] = engine.nvme_path  # deepspeed_nvme.py makes it a folder of the run's own
     if engine.offload_optimizer == "nvme":
+        kept["offload_optimizer"]["buffer_count"] = NVME_BUFFERS
         kept["sub_group_size"] = NVME_SUB_GROUP
     if engine.offload_parameters == "nvme":
         # None stays in the host's memory, and none stays whole after its block: each holds one of the few buffers.

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 
 def effective(engine: Any, optimizer: Optimizer) -> dict[str, Any]:
-    """Settings of a built `deepspeed.DeepSpeedEngine` around `optimizer`, the recipe's; dotted keys are the recipe's."""
+    """Settings of a built `deepspeed.DeepSpeedEngine`; dotted keys are the recipe's. `optimizer` is the recipe's own."""
     wrapped = engine.optimizer
     low, gradients = engine.get_data_types()
     found = {

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigtrain.config.schema import Engine
 from bigtrain.distributed import Ranks
 from bigtrain.engines.sharded_init import build_once as build_once
 from bigtrain.errors import UserError
@@ -74,6 +75,15 @@ def refuse_unsupported(deepspeed: ModuleType, dtype: torch.dtype) -> None:
 
 
 # ------------------------------------------------------------------------------------------ ZeRO-3, sharded exactly
+
+
+def refuse_on_cpu(engine: Engine, device: torch.device) -> None:
+    """ZeRO++'s quantised messages are CUDA kernels."""
+    for key in ("quantized_weights", "quantized_gradients"):
+        if getattr(engine, key) and device.type == "cpu":
+            raise UserError(
+                f"engine.{key} runs on a GPU only: its kernels are CUDA. Take engine.{key}=false, or engine=zero3."
+            )
 
 
 Weights = dict[str, tuple[int, Tensor]]

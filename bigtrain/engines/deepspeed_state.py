@@ -7,6 +7,8 @@ The bit-exact resume test goes through each of them.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch.optim import Optimizer
 from bigtrain.checkpoint.fragments import Fragment
 from bigtrain.distributed import Ranks
 from bigtrain.engines import state
-from bigtrain.engines.base import Scalar
+from bigtrain.engines.base import Scalar, set_lr
 from bigtrain.engines.deepspeed_start import Weights
 
 
@@ -188,26 +190,120 @@ class Sharded(Layout):
             length = cut.partition_numel()
             start = length * self.ranks.rank
             numel = max(0, min(length, cut.ds_numel - start))
-            flat, offset, optimizer_state = cut.ds_tensor, 0, {}
             if parameter.requires_grad:
                 group, offset, _ = self.wrapped.grad_position[self.wrapped.get_param_id(parameter)]
-                flat = self.wrapped.fp32_partitioned_groups_flat[group]
-                optimizer_state = self.state_of(name, flat)
+                flat, optimizer_state = self.master(group)
+                self.state_of(name, self.wrapped.fp32_partitioned_groups_flat[group])
+            else:
+                flat, offset, optimizer_state = self.flat(parameter), 0, {}
             if numel:
                 yield state.fragment(name, cut.ds_shape, start, flat, offset, numel, optimizer_state)
+
+    def flat(self, parameter: Any) -> Tensor:
+        """This rank's part of a frozen parameter."""
+        part: Tensor = parameter.ds_tensor
+        return part
+
+    def master(self, group: int) -> tuple[Tensor, dict[str, Any]]:
+        """The flat master of a sub-group, and its optimizer state."""
+        flat: Tensor = self.wrapped.fp32_partitioned_groups_flat[group]
+        return flat, self.optimizer.state.get(flat, {})
+
+    def write_low(self, group: int) -> None:
+        """Round the master of a sub-group to the weights."""
+        self.wrapped._reassign_or_swap_out_partitioned_parameters(group)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Round the masters to the parts, and gather the small parameters that every rank keeps whole."""
         self.wrapped._partition_all_parameters()
         for group in range(len(self.wrapped.fp16_groups)):
-            self.wrapped._reassign_or_swap_out_partitioned_parameters(group)
+            self.write_low(group)
         if kept := self.wrapped.persistent_parameters:
             kept[0].all_gather(kept)
 
     def scale_holder(self) -> Any:
         """The object with DeepSpeed's loss scale."""
         return self.wrapped.loss_scaler
+
+
+class Swapped(Sharded):
+    """ZeRO 3 with weights or optimizer state on a disk: what is there is mapped into memory, so that saving it and
+    loading it take none. Small sub-groups stay in the host's memory, as in `Sharded`."""
+
+    def __init__(self, engine: Any, optimizer: Optimizer, model: nn.Module, ranks: Ranks) -> None:
+        super().__init__(engine, optimizer, model, ranks)
+        self._mapped: dict[str, Tensor] = {}
+
+    def make_state(self) -> None:
+        """One sub-group at a time, as in a step."""
+        wrapped = self.wrapped
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        set_lr(self.optimizer, 0.0)
+        for index, flat in enumerate(wrapped.fp32_partitioned_groups_flat):
+            if self.optimizer.state.get(flat):
+                continue
+            with self._fetched(index, write=True):
+                gradient, flat.grad = flat.grad, torch.zeros_like(flat)
+                wrapped._optimizer_step(index)
+                flat.grad = gradient
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def parameters(self) -> Iterator[Fragment]:
+        """As `Sharded`'s, from the files."""
+        self._mapped.clear()
+        yield from super().parameters()
+
+    def flat(self, parameter: Any) -> Tensor:
+        """The file of a frozen parameter's part."""
+        if parameter.ds_tensor.final_location != "nvme":
+            return super().flat(parameter)
+        return self._map(parameter.nvme_swapper.get_path(parameter), parameter.partition_numel(), parameter.dtype)
+
+    def master(self, group: int) -> tuple[Tensor, dict[str, Any]]:
+        """The files of a sub-group."""
+        if not self.wrapped._swappable_optimizer_subgroup(group):
+            return super().master(group)
+        flat = self.wrapped.fp32_partitioned_groups_flat[group]
+        info = self.wrapped.optimizer_swapper.swap_params_info[flat.ds_id]
+        files = {
+            id(one.compute_tensor): self._map(one.swap_path, info.numel(), one.compute_tensor.dtype)
+            for one in info.tensors
+        }
+        found = self.optimizer.state.get(flat, {})
+        return files[id(flat)], {key: files.get(id(value), value) for key, value in found.items()}
+
+    def _map(self, path: str, numel: int, dtype: torch.dtype) -> Tensor:
+        if path not in self._mapped:
+            self._mapped[path] = torch.from_file(path, shared=True, size=numel, dtype=dtype)
+        return self._mapped[path]
+
+    def refresh(self) -> None:
+        """Flush the files, which DeepSpeed reads past the page cache, then as `Sharded`."""
+        for path in self._mapped:
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        super().refresh()
+
+    def write_low(self, group: int) -> None:
+        """With the masters fetched."""
+        with self._fetched(group, write=False):
+            super().write_low(group)
+
+    @contextlib.contextmanager
+    def _fetched(self, group: int, write: bool) -> Iterator[None]:
+        """A sub-group in memory."""
+        wrapped = self.wrapped
+        if not wrapped._swappable_optimizer_subgroup(group):
+            yield
+            return
+        wrapped._optimizer_states_and_gradient_swap_in(group)
+        yield
+        if write:
+            wrapped._optimizer_states_and_gradient_swap_out(group)
+        else:
+            wrapped._release_swap_buffers(group)
 
 
 def layout_of(engine: Any, optimizer: Optimizer, model: nn.Module, ranks: Ranks) -> Layout:
@@ -218,4 +314,7 @@ def layout_of(engine: Any, optimizer: Optimizer, model: nn.Module, ranks: Ranks)
         "DeepSpeedZeroOptimizer": Partitioned,
         "DeepSpeedZeroOptimizer_Stage3": Sharded,
     }
-    return kinds.get(type(engine.optimizer).__name__, Layout)(engine, optimizer, model, ranks)
+    kind = kinds.get(type(engine.optimizer).__name__, Layout)
+    if kind is Sharded and (engine.optimizer.swap_optimizer or engine.optimizer.params_in_nvme_and_cpu):
+        kind = Swapped
+    return kind(engine, optimizer, model, ranks)

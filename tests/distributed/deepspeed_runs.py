@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -44,7 +45,13 @@ def whole(engine: Any) -> dict[str, dict[str, Any]]:
     from bigtrain.distributed import gather_objects
 
     mine = [
-        (f.name, f.shape, f.start, {key: value.cpu().clone() for key, value in f.tensors.items()}, dict(f.extra))
+        (
+            f.name,
+            f.shape,
+            f.start,
+            {key: value.cpu().clone() for key, value in f.tensors.items()},
+            copy.deepcopy(f.extra),
+        )
         for f in engine.fragments()
         if f.owner
     ]
