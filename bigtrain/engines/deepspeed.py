@@ -178,6 +178,7 @@ class DeepSpeedEngine:
         cut = {
             "engine.sequence_parallel": self._sequence.size if self._sequence else 1,
             "engine.tensor_parallel": self._tensor.size if self._tensor else 1,
+            "world_size": self._engine.dp_world_size * (self._tensor.size if self._tensor else 1),
         }
         return effective(self._engine, self.optimizer) | cut
 
