@@ -44,17 +44,21 @@ def run(*words: str, check: bool = True) -> str:
 
 
 def wait_for(
-    what: str, seconds: float, happened: Callable[[], object], hopeless: Callable[[], str | None] = lambda: None
+    what: str,
+    seconds: float,
+    happened: Callable[[], object],
+    hopeless: Callable[[], str | None] = lambda: None,
+    so_far: Callable[[], str] = str,
 ) -> float:
     """Poll until it happened; how many seconds that took.
 
     Raises:
-        TimeoutError: it did not, or cannot any more, as `hopeless` says.
+        TimeoutError: it did not (`so_far` says how things are), or cannot any more, as `hopeless` says.
     """
     start = time.monotonic()
     while not happened():
         if time.monotonic() - start > seconds:
-            raise TimeoutError(f"not within {seconds:.0f} s: {what}. {hopeless() or ''}")
+            raise TimeoutError(f"not within {seconds:.0f} s: {what}\n{so_far()}")
         if said := hopeless():
             raise TimeoutError(f"{what}: {said}")
         time.sleep(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +25,10 @@ class SshRun:
         self._log = job.folder.with_name(f"{job.folder.name}.terminal")
         hostfile = job.folder.with_name("hostfile")
         hostfile.write_text("".join(f"{host} slots=1\n" for host in HOSTS))
-        if launcher == "deepspeed":
+        if launcher == "bare deepspeed":
             words = ["deepspeed", "--hostfile", str(hostfile), "--module", "bigtrain.train", *job.words]
         else:
-            words = ["bigtrain", "train", *job.words, "launcher=ssh", f"launcher.hostfile={hostfile}"]
+            words = ["bigtrain", "train", *job.words, f"launcher={launcher}", f"launcher.hostfile={hostfile}"]
         self._process = lab.start(words, job.folder.parent, self._log)
 
     def said(self) -> str:
@@ -58,13 +59,10 @@ class SshRun:
             self._process.wait()
 
 
-LAUNCHERS = ("deepspeed", "ssh")
-
-
 @contextmanager
-def runs(lab: SshLab, folder: Path, data: str, go: bool = False) -> Iterator[list[SshRun]]:
+def runs(lab: SshLab, folder: Path, data: str, *launchers: str, go: bool = False) -> Iterator[list[SshRun]]:
     """The same run under each launcher, at once."""
-    started = [SshRun(lab, Job(folder / launcher, data, go), launcher) for launcher in LAUNCHERS]
+    started = [SshRun(lab, Job(folder / launcher.replace(" ", "-"), data, go), launcher) for launcher in launchers]
     try:
         yield started
     finally:
@@ -74,9 +72,18 @@ def runs(lab: SshLab, folder: Path, data: str, go: bool = False) -> Iterator[lis
 
 def assert_ended(runs: list[SshRun], *named: str) -> None:
     """Each within the time, with a code that says so, and with all of these words."""
-    took = wait_for(f"the end of {[run.launcher for run in runs]}", END_S, lambda: all(run.ended() for run in runs))
+    start, took = time.monotonic(), dict.fromkeys([run.launcher for run in runs], 0.0)
+
+    def all_have() -> bool:
+        took.update({run.launcher: time.monotonic() - start for run in runs if not took[run.launcher] and run.ended()})
+        return all(took.values())
+
+    def still() -> str:
+        return "\n".join(f"{run.launcher}: left {run.left()}\n{run.said()[-3000:]}" for run in runs)
+
+    wait_for("the end of the runs", END_S, all_have, lambda: None, still)
+    print(f"ended after {took} s")
     for run in runs:
-        print(f"{run.launcher}: ended, with exit code {run.code()}, in {took:.1f} s")
         assert run.code() != 0
         missing = [words for words in named if words not in run.said()]
         assert not missing, f"{run.launcher} does not say {missing}:\n{run.said()[-4000:]}"
@@ -84,7 +91,7 @@ def assert_ended(runs: list[SshRun], *named: str) -> None:
 
 @pytest.mark.timeout(300)
 def test_each_launcher_gives_the_same_losses(ssh: SshLab, tmp_path: Path, data: str) -> None:
-    with runs(ssh, tmp_path, data, go=True) as started:
+    with runs(ssh, tmp_path, data, "bare deepspeed", "ssh", go=True) as started:
         wait_for("both runs", 200, lambda: all(run.ended() for run in started))
         for run in started:
             assert run.code() == 0, run.said()[-3000:]
@@ -95,7 +102,7 @@ def test_each_launcher_gives_the_same_losses(ssh: SshLab, tmp_path: Path, data: 
 
 @pytest.mark.timeout(300)
 def test_a_rank_that_is_killed_or_raises_is_named(ssh: SshLab, tmp_path: Path, data: str) -> None:
-    with runs(ssh, tmp_path, data) as started:
+    with runs(ssh, tmp_path, data, "bare deepspeed", "ssh") as started:
         for run in started:
             run.wait_until_trains()
         killed, raising = started
@@ -107,7 +114,7 @@ def test_a_rank_that_is_killed_or_raises_is_named(ssh: SshLab, tmp_path: Path, d
 
 @pytest.mark.timeout(300)
 def test_a_host_without_power_is_named(ssh: SshLab, tmp_path: Path, data: str) -> None:
-    with runs(ssh, tmp_path, data) as started:
+    with runs(ssh, tmp_path, data, "deepspeed", "ssh") as started:
         for run in started:
             run.wait_until_trains()
         ssh.crash("hostb")
@@ -120,7 +127,7 @@ def test_a_host_without_power_is_named(ssh: SshLab, tmp_path: Path, data: str) -
 
 @pytest.mark.timeout(300)
 def test_a_host_without_network_is_named_and_its_ranks_end(ssh: SshLab, tmp_path: Path, data: str) -> None:
-    with runs(ssh, tmp_path, data) as started:
+    with runs(ssh, tmp_path, data, "deepspeed", "ssh") as started:
         for run in started:
             run.wait_until_trains()
         ssh.cut("hostb")
@@ -131,7 +138,7 @@ def test_a_host_without_network_is_named_and_its_ranks_end(ssh: SshLab, tmp_path
             ssh.wait_until_it_answers("hostb")
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["deepspeed", "ssh"])
 def test_an_unreachable_host_is_named_before_anything_starts(
     launcher: str, ssh: SshLab, tmp_path: Path, data: str
 ) -> None:
