@@ -66,7 +66,8 @@ Runs a few steps of the recipe under each engine, accumulation, activation check
 dropout and through a resume, on real ranks, and compares every loss and gradient norm with one process of torch alone.
 Probes look for leaks between tokens, samples and documents, and for a wrong normaliser.
 
-  --only engine,resume   parts of the table: probe recipe engine accumulation activation precision packing dropout resume
+  --only engine,resume   parts of the table: probe recipe engine accumulation activation precision packing dropout
+                         resume
   --ranks N              ranks of a set-up; else the recipe's, and at least 2 on a CPU
   --steps N              steps of each set-up (6)
   --timeout S            seconds that a set-up may take (600)
