@@ -107,14 +107,16 @@ def go_on(ranks: Any, name: str, precision: str, build_optimizer: Any, **changes
 
 def all_cases(ranks: Any) -> dict[tuple[str, str, str], dict[str, Any]]:
     cases = [(name, precision, "adamw") for name in engines(ranks.world_size) for precision in ("fp32", "bf16")]
-    cases += [(name, "fp32", "counting") for name in ("zero3", "zero2", "zero0", "ddp")]
+    cases += [(name, "fp32", "counting") for name in ("zero3", "zero2", "zero0", "fsdp", "ddp")]
+    cases += [("fsdp", "fp16", "adamw")]
     optimizers = {"adamw": tiny.adamw, "counting": counting}
     results = {case: go_on(ranks, case[0], case[1], optimizers[case[2]]) for case in cases}
-    results["zero3", "bf16", "whole init"] = go_on(ranks, "zero3", "bf16", tiny.adamw, sharded_init=False)
+    for name in ("zero3", "fsdp"):
+        results[name, "bf16", "whole init"] = go_on(ranks, name, "bf16", tiny.adamw, sharded_init=False)
     return results
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_resumed_is_never_stopped(world_size: int) -> None:
     by_rank = run_on_ranks(all_cases, world_size)
     shapes = {name: tuple(value.shape) for name, value in tiny.Tiny().state_dict().items()}
@@ -129,7 +131,7 @@ def test_resumed_is_never_stopped(world_size: int) -> None:
             assert shape == shapes[name], case
             for key, value in tensors.items():
                 assert value.numel() == numel, (case, name, key)
-                if key != "weight" or case[0] in ("ddp", "local"):
+                if key != "weight" or case[0] in ("ddp", "local", "fsdp", "horovod"):
                     assert value.dtype == torch.float32, (case, name, key)
                 if owner:
                     owned.setdefault((name, key), []).append((start, start + numel))
