@@ -15,7 +15,7 @@ from bigtrain.config.launchers import DeepSpeed
 from bigtrain.config.launching import processes
 from bigtrain.errors import UserError
 from bigtrain.launchers.base import Job, Plan, Process
-from bigtrain.launchers.ssh import forwarded, master_addr
+from bigtrain.launchers.ssh import OPTIONS, forwarded, master_addr
 
 
 def plan(job: Job) -> Plan:
@@ -55,7 +55,12 @@ def _over_ssh(job: Job, launcher: DeepSpeed) -> tuple[list[str], dict[str, str],
         words += ["--include" if launcher.include else "--exclude", chosen]
     if launcher.ssh_port:
         words += ["--ssh_port", str(launcher.ssh_port)]
-    return words, {"DS_ENV_FILE": str(job.cwd / env_file)}, files
+    return words, {"DS_ENV_FILE": str(job.cwd / env_file), "PDSH_SSH_ARGS_APPEND": _ssh_options(job)}, files
+
+
+def _ssh_options(job: Job) -> str:
+    """For pdsh's ssh: a host that is lost ends its connection; else the command would wait for it for hours."""
+    return f"{job.env.get('PDSH_SSH_ARGS_APPEND', '')} {' '.join(OPTIONS)}".strip()
 
 
 def _line(key: str, value: str) -> str:

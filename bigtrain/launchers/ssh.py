@@ -17,6 +17,9 @@ FORWARDED = ("BIGTRAIN_", "CUDA_", "DS_", "FI_", "GLOO_", "HF_", "LD_LIBRARY_PAT
              "PYTHONPATH", "TOKENIZERS_", "TORCH_", "UCX_", "VIRTUAL_ENV", "WANDB_")  # fmt: skip
 """Beginnings of the names of variables that go along to other hosts."""
 
+OPTIONS = ("-o", "BatchMode=yes", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3")
+"""ssh asks nothing, and notices within 20 seconds that a host is gone."""
+
 
 def plan(job: Job) -> Plan:
     """An ssh for each host, with the numbers of its ranks."""
@@ -65,7 +68,7 @@ def remote(job: Job, command: Sequence[str]) -> str:
 
 def ssh(launcher: Hosts, host: str, command: str, timeout_s: float | None = None) -> list[str]:
     """ssh that asks nothing, and notices a host that is gone."""
-    options = ["-o", "BatchMode=yes", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
+    options = list(OPTIONS)
     if timeout_s:
         options += ["-o", f"ConnectTimeout={max(1, int(timeout_s))}"]
     port = ["-p", str(launcher.ssh_port)] if launcher.ssh_port else []
