@@ -36,17 +36,24 @@ class SlurmRun:
         """Its output."""
         return self.log.read_text(errors="replace") if self.log.exists() else "(it has written nothing)"
 
-    def _over(self) -> str | None:
-        return f"{self.state()}\n{self.said()[-4000:]}" if self.state() in OVER else None
+    def _over(self, *but: str) -> str | None:
+        state = self.state()
+        return f"{state}\n{self.said()[-4000:]}" if state in OVER and state not in but else None
 
     def wait_until_trains(self) -> None:
         """Its ranks are in the loop and have a checkpoint behind them."""
-        wait_for(f"{self.job.folder.name} to train", 180, lambda: self.job.saved() and self.job.step() > 10, self._over)
+        wait_for(
+            f"{self.job.folder.name} to train",
+            180,
+            lambda: self.job.saved() and self.job.step() > 10,
+            self._over,
+            self.said,
+        )
 
     def wait_until_done(self) -> None:
         """To its last step, over any number of restarts."""
         wait_for(f"the end of {self.job.folder.name}", 180, lambda: self.state() == "COMPLETED",
-                 lambda: self._over() if self.state() != "COMPLETED" else None)  # fmt: skip
+                 lambda: self._over("COMPLETED"), self.said)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
