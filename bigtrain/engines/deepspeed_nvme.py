@@ -13,7 +13,6 @@ What DeepSpeed 0.19.8 needs or gets wrong, and what is done about it here:
 from __future__ import annotations
 
 import atexit
-import contextlib
 import math
 import os
 import resource
@@ -27,7 +26,8 @@ import torch
 from torch import nn
 
 from bigtrain.config.schema import Engine
-from bigtrain.distributed import Ranks, barrier, broadcast_object, gather_objects
+from bigtrain.distributed import Ranks, barrier, broadcast_object, gather_objects, run_on_first
+from bigtrain.engines.deepspeed_start import silent
 from bigtrain.errors import UserError
 
 ALIGNMENT = 512
@@ -79,7 +79,6 @@ def build_async_io(ranks: Ranks) -> None:
     """
     from deepspeed.accelerator import get_accelerator
 
-    from bigtrain.distributed import run_on_first
     from bigtrain.telemetry.progress import say
 
     builder = get_accelerator().create_op_builder("AsyncIOBuilder")
@@ -96,10 +95,11 @@ def build_async_io(ranks: Ranks) -> None:
         lock = folder / "lock"
         if lock.exists():
             say(f"{lock} is there: another process compiles it, or a killed one left it (see bigtrain doctor)")
-        builder.load(verbose=False)
+        with silent():
+            builder.load(verbose=False)
 
     run_on_first(build)
-    with contextlib.redirect_stdout(None):
+    with silent():
         builder.load(verbose=False)
     barrier()
 

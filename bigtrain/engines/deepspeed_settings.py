@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 
 def effective(engine: Any, optimizer: Optimizer) -> dict[str, Any]:
-    """Settings of a built `deepspeed.DeepSpeedEngine`; dotted keys are the recipe's. `optimizer` is the recipe's own."""
+    """Settings of a built `deepspeed.DeepSpeedEngine`; dotted keys are the recipe's, as is `optimizer`."""
     wrapped = engine.optimizer
     low, gradients = engine.get_data_types()
     found = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -282,7 +283,7 @@ class Swapped(Sharded):
     def refresh(self) -> None:
         """Flush the files, which DeepSpeed reads past the page cache, then as `Sharded`."""
         for path in self._mapped:
-            with open(path, "rb+") as file:
+            with Path(path).open("rb+") as file:
                 os.fsync(file.fileno())
         super().refresh()
 

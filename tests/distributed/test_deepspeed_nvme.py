@@ -21,7 +21,7 @@ built = pytest.mark.skipif(
     reason="DeepSpeed's async_io is not compiled here (10 minutes of one core): BIGTRAIN_COMPILE=1 compiles it, with "
     "libaio-dev, g++ and ninja",
 )
-HIDDEN = 1200  # two matrices of 2.9 million elements: less than 1 MiB a rank would stay in memory
+HIDDEN = 620  # two matrices of 769 000 elements: less than 1 MiB on a rank would stay in memory
 LR = 1e-4
 CASES: dict[str, dict[str, Any]] = {
     "both": {"offload_optimizer": "nvme", "offload_parameters": "nvme"},
@@ -41,7 +41,7 @@ class WithFrozenMatrix(tiny.Tiny):
 def on_disk(ranks: Any, folder: str) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     model = partial(tiny.Tiny, hidden=HIDDEN)
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16"):  # the masters and moments are on the disk in both
         in_memory = runs.build(ranks, "zero3", model=model, lr=LR, precision=precision, offload_optimizer="cpu")
         right = runs.step(ranks, in_memory, 0, 6)
         end = runs.whole(in_memory)
@@ -82,9 +82,8 @@ def on_disk(ranks: Any, folder: str) -> dict[Any, Any]:
 
 
 @built
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_the_disk_changes_nothing(world_size: int, tmp_path: Path) -> None:
-    for found in run_on_ranks(on_disk, world_size, str(tmp_path), timeout_s=600):
+def test_the_disk_changes_nothing(tmp_path: Path) -> None:
+    for found in run_on_ranks(on_disk, 2, str(tmp_path), timeout_s=600):
         assert [case for case, right in found.items() if not right] == []
     assert list(tmp_path.iterdir()) == []
 
