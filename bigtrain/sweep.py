@@ -223,8 +223,8 @@ def _still_running() -> bool:
     return "JobState=RUNNING" in shown
 
 
-def executor(folder: Path, parameters: dict[str, Any], cluster: str = "slurm") -> Any:
-    """Submitit's executor, its files in the sweep's folder.
+def executor(folder: Path, parameters: dict[str, Any], cluster: str = "slurm", python: str | None = None) -> Any:
+    """Submitit's executor, its files in the sweep's folder; `python` is the interpreter of the jobs.
 
     Raises:
         UserError: submitit or Slurm is not here.
@@ -235,7 +235,9 @@ def executor(folder: Path, parameters: dict[str, Any], cluster: str = "slurm") -
     except ImportError as error:
         raise UserError("a sweep on Slurm needs submitit: pip install 'bigtrain[slurm]'") from error
     try:
-        made = submitit.AutoExecutor(folder=folder / "submitit", cluster=cluster, slurm_max_num_timeout=10_000)
+        made = submitit.AutoExecutor(
+            folder=folder / "submitit", cluster=cluster, slurm_max_num_timeout=10_000, slurm_python=python
+        )
     except RuntimeError as error:
         raise UserError(
             "launcher=slurm: there is no srun here; start the sweep on a machine of the cluster."
@@ -257,6 +259,7 @@ def _submitted(
     folder: Path, shared: Sequence[str], parts: Sequence[Part], open_parts: Sequence[Part], config: RunConfig,
     dry_run: bool,
 ) -> int:  # fmt: skip
+    assert isinstance(config.launcher, Slurm)
     parameters = executor_parameters(config)
     if dry_run:
         print("".join(f"# {key}: {value}\n" for key, value in parameters.items() if value is not None), end="")
@@ -268,7 +271,8 @@ def _submitted(
     for part in waiting:
         print(f"{part.job}  {part.title}: in the queue already")
     fresh = [part for part in open_parts if part not in waiting]
-    submit_parts(executor(folder, parameters), shared, fresh)
+    made = executor(folder, parameters, python=config.launcher.python)
+    submit_parts(made, shared, fresh)
     write_ledger(folder, shared, parts)
     for part in fresh:
         print(f"{part.job}  {part.title}  {part.folder}")

@@ -16,7 +16,8 @@ from bigtrain.launchers.sweep import Part, executor_parameters, folder_name, rea
 
 SLURM = [
     "recipe=smoke", "launcher=slurm", "launcher.time=1:30:00", "launcher.partition=gpu", "launcher.nodes=2",
-    "launcher.processes=4", "launcher.gpus=4", "launcher.cpus_per_task=8", "trainer.global_batch_size=32", "launcher.mem=64G", "launcher.warn_s=300",
+    "trainer.global_batch_size=32",
+    "launcher.processes=4", "launcher.gpus=4", "launcher.cpus_per_task=8", "launcher.mem=64G", "launcher.warn_s=300",
     "launcher.sweep_parallel=3", "launcher.setup=[module load cuda]", "launcher.extra=['--exclusive', '--nice=5']",
 ]  # fmt: skip
 
@@ -99,9 +100,10 @@ def test_the_ledger_and_another_sweep_in_its_folder(tmp_path: Path, capsys: pyte
 
 def test_slurm_settings_reach_submitits_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import submitit
-    from submitit.slurm.slurm import SlurmExecutor
 
-    monkeypatch.setattr(SlurmExecutor, "affinity", lambda: 2)  # no srun is needed to render a script
+    srun = tmp_path / "srun"  # submitit looks whether there is one; a script is rendered without calling it
+    srun.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
     made = sweep.executor(tmp_path, executor_parameters(compose(SLURM).config))
     assert isinstance(made, submitit.AutoExecutor)
     script = made._executor._make_submission_file_text("COMMAND", "uid")
