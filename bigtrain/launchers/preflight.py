@@ -42,9 +42,7 @@ def look(job: Job) -> Job:
     if not isinstance(launcher, Hosts) or not job.hosts:
         return _free_here(job)
     if launcher.name == "deepspeed" and shutil.which("pdsh") is None:
-        raise UserError(
-            "launcher=deepspeed reaches hosts with pdsh, which is not here; launcher=ssh needs none."
-        )
+        raise UserError("launcher=deepspeed reaches hosts with pdsh, which is not here; launcher=ssh needs none.")
     if not launcher.preflight:
         return job
     answers = _ask_hosts(job, launcher)
