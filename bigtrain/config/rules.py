@@ -126,6 +126,12 @@ def _cuts(config: RunConfig) -> None:
         return
     if engine.offload_optimizer:
         raise UserError("engine.tensor_parallel and engine.offload_optimizer do not go together: set one of them only.")
+    if engine.name == "zero0" and config.precision.name != "fp32":
+        # Its `get_weight_norm` takes bare gradients, and so leaves the parts of all ranks but one out.
+        raise UserError(
+            f"engine.tensor_parallel with precision={config.precision.name} needs engine=zero1 or zero2: in zero0 "
+            "DeepSpeed clips by a wrong norm."
+        )
     target = str(config.optimizer.get("_target_"))
     if target in NOT_ELEMENTWISE:
         raise UserError(

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bigtrain.distributed import Ranks
+from bigtrain.distributed import Ranks, run_on_first
 from bigtrain.engines.base import Batch
 from bigtrain.errors import UserError
 
@@ -28,7 +29,8 @@ class SequenceParallel:
         """Put the exchange around the model's attention; every rank calls it.
 
         Raises:
-            UserError: the model offers no way to do it, or its heads cannot be divided.
+            UserError: the model offers no way to do it, its heads cannot be divided, or its tokens see each other
+                elsewhere too.
         """
         from deepspeed.sequence.layer import DistributedAttention
 
@@ -42,6 +44,8 @@ class SequenceParallel:
         self.group = groups[ranks.rank // size]
         self._attention = DistributedAttention(_core, self.group, scatter_idx=2, gather_idx=1)
         enable: Any = model.enable_sequence_parallel
+        enable(self.part, self.size, self.exchange)
+        run_on_first(lambda: _check_reached(model, size))  # it may be the only one that has the weights yet
         enable(self.part, self.size, self.exchange)
 
     @property
@@ -73,6 +77,26 @@ class SequenceParallel:
         return {
             key: tensor if key == "document_ids" else tensor[:, start : start + part] for key, tensor in batch.items()
         }
+
+
+@torch.no_grad()
+def _check_reached(model: Any, size: int) -> None:
+    """With nothing in the place of attention no token may see another: found out, rather than believed.
+
+    Raises:
+        UserError: one does.
+    """
+    ids = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]], device=next(model.parameters()).device)
+    training = model.training
+    model.eval()
+    model.enable_sequence_parallel(0, 1, lambda attend, q, k, v: torch.zeros_like(q).transpose(1, 2))
+    logits = model(ids)
+    model.train(training)
+    if not torch.equal(logits[0, 1:], logits[1, 1:]):
+        raise UserError(
+            f"engine.sequence_parallel={size}: in {type(model).__name__} tokens see each other elsewhere than in the "
+            "attention that it lets be exchanged. Take another model, or engine.sequence_parallel=1."
+        )
 
 
 def _core(q: Tensor, k: Tensor, v: Tensor, attend: Any) -> Tensor:

@@ -36,6 +36,8 @@ class HuggingFace(nn.Module):
         """What it is trained at, where that is known."""
         self.part: int | None = None
         """Which part of the sequence it is given; None: the whole."""
+        self._core: Callable[..., Any] | None = None
+        """The attention that others now stand in front of."""
 
     @property
     def flops_per_token(self) -> float | None:
@@ -75,15 +77,17 @@ class HuggingFace(nn.Module):
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         text = self.config.get_text_config()
-        kind, used = text.model_type, self.config._attn_implementation
-        heads = text.num_attention_heads
+        kind = text.model_type
+        heads = getattr(text, "num_attention_heads", None) or parts
         check_heads(heads, getattr(text, "num_key_value_heads", None) or heads, parts)
         windows = set(getattr(text, "layer_types", None) or []) - {"full_attention"}
         if windows or (getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)):
             raise UserError(f"engine.sequence_parallel={parts}: a {kind} with sliding windows has masks of its own.")
-        if used not in ALL_ATTENTION_FUNCTIONS.valid_keys():
-            raise UserError(f"engine.sequence_parallel={parts} exchanges heads around attention: take attention=sdpa.")
-        core = ALL_ATTENTION_FUNCTIONS[used]
+        if self._core is None:
+            if self.config._attn_implementation not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+                raise UserError(f"engine.sequence_parallel={parts} needs model.attention=sdpa (or flash_attention_2).")
+            self._core = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        core = self._core
 
         def exchanged(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: None, **options: Any) -> Any:
             options.pop("position_ids", None)  # of this part: the core sees the whole sequence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -55,8 +56,6 @@ def settings(
 
 def built(ranks: Any, config: Any, model: Callable[[], nn.Module]) -> tuple[Any, Any]:
     """The engine, and the ranks as the worker has them."""
-    from functools import partial
-
     from bigtrain.config.rules import replicas
     from bigtrain.engines import build_engine
     from bigtrain.objectives.causal import CausalLM
@@ -199,18 +198,30 @@ def test_a_checkpoint_of_cut_sequences_goes_on_anywhere_and_back(tmp_path: Any) 
 # ----------------------------------------------------------------------------------------------------- what is refused
 
 
-class Mixing(nn.Module):
-    """No attention that anyone could reach."""
+class Convolving(nn.Module):
+    """Says that its attention can be exchanged, and mixes tokens elsewhere."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.head = nn.Linear(4, tiny.VOCAB)
+        self.embedding, self.head = nn.Embedding(tiny.VOCAB, 4), nn.Linear(4, tiny.VOCAB)
+
+    def enable_sequence_parallel(self, part: int, parts: int, exchange: Any) -> None:
+        self.exchange = exchange
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embedding(input_ids).cumsum(1))
 
 
 def refusals(ranks: Any, cases: list[tuple[str, dict[str, Any], str]]) -> list[str]:
-    models = {"mixing": Mixing, "three_heads": lambda: decoder(heads=3, kv_heads=3, width=12), "llama": decoder,
-              "one_kv_head": lambda: decoder(kv_heads=1), "eager": lambda: hugging_face(attention="eager"),
-              "window": lambda: hugging_face("mistral", sliding_window=4), "bloom": bloom}  # fmt: skip
+    models: dict[str, Callable[[], nn.Module]] = {
+        "tiny": tiny.Tiny,
+        "convolving": Convolving,
+        "three_heads": partial(decoder, heads=3, kv_heads=3, width=12),
+        "one_kv_head": partial(decoder, kv_heads=1),
+        "eager": partial(hugging_face, attention="eager"),
+        "window": partial(hugging_face, "mistral", sliding_window=4),
+        "bloom": bloom,
+    }
     said = []
     for model, cuts, message in cases:
         config = settings("zero1", ranks.world_size, **cuts)
@@ -230,7 +241,8 @@ def bloom() -> nn.Module:
 def test_what_cannot_be_cut_is_refused_in_words() -> None:
     cut = {"sequence": 2}
     cases = [
-        ("mixing", cut, "enable_sequence_parallel"),
+        ("tiny", cut, "enable_sequence_parallel"),
+        ("convolving", cut, "tokens see each other elsewhere"),
         ("three_heads", cut, "does not divide the model's 3 attention heads"),
         ("one_kv_head", cut, "does not divide the model's 1 heads of keys and values"),
         ("eager", cut, "attention=sdpa"),
