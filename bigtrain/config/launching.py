@@ -159,10 +159,10 @@ def _check_kubernetes(launcher: Kubernetes, run_dir: str | None) -> None:
     mount, folder = PurePosixPath(launcher.mount), PurePosixPath(run_dir or "run")
     if not mount.is_absolute():
         raise UserError(f"launcher.mount={mount}: it must be an absolute path inside the pods.")
-    if ".." in folder.parts or (folder.is_absolute() and mount not in folder.parents):
+    if ".." in folder.parts or folder.is_absolute():
         raise UserError(
-            f"run.dir={folder} is not on the claim that the pods share, which is mounted at launcher.mount={mount}: "
-            "take a folder below it, or a relative one."
+            f"run.dir={folder}: with launcher=kubernetes it is relative, here to this folder and in the pods to "
+            f"launcher.mount={mount}, where the claim is that they share."
         )
 
 

@@ -62,7 +62,7 @@ def job_name(config: RunConfig) -> str:
 
 
 def run_folder(config: RunConfig) -> str:
-    """The run folder as the pods see it: below the claim's mount."""
+    """The run folder as the pods see it: on the claim. (Here, a folder of the same name holds what was submitted.)"""
     return str(PurePosixPath(_launcher(config).mount) / (config.run.dir or "run"))
 
 

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from bigtrain.config.launchers import Horovod, Hosts, Slurm, Torchrun
+from bigtrain.config.launchers import Horovod, Hosts, Kubernetes, Slurm, Torchrun
 from bigtrain.errors import UserError
-from bigtrain.launchers import cluster
+from bigtrain.launchers import cluster, kubernetes
 from bigtrain.launchers.base import Job
 from bigtrain.launchers.probe import MARKER, facts, listener
 from bigtrain.launchers.ssh import remote, ssh
@@ -35,6 +35,8 @@ def look(job: Job) -> Job:
         raise UserError("launcher=horovod: horovod is not installed here; `make horovod` builds it.")
     if isinstance(launcher, Slurm) and "SLURM_JOB_ID" not in job.env:
         cluster.look(launcher)
+    if isinstance(launcher, Kubernetes) and launcher.preflight:
+        kubernetes.preflight(job.config)
     if isinstance(launcher, Torchrun) and launcher.rendezvous and launcher.node_rank == 0:
         port = int(launcher.rendezvous.rpartition(":")[2])
         if other := listener(port):

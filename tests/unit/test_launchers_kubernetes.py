@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from bigtrain.cli import main
 from bigtrain.config.compose import compose
 from bigtrain.errors import UserError
 from bigtrain.launchers import plan
@@ -221,7 +222,7 @@ def test_components_of_the_users_own_are_named_to_the_pods() -> None:
 def test_names_are_what_kubernetes_takes() -> None:
     for word, wanted in {
         "runs/GPT2_x/Lr=3": "gpt2-124m-lr-3",
-        "/work/2026": "gpt2-124m-2026",
+        "runs/2026": "gpt2-124m-2026",
         "runs/" + "x" * 80: None,
     }.items():
         folder = f"run.dir='{word}'"
@@ -236,8 +237,8 @@ def test_names_are_what_kubernetes_takes() -> None:
         ("launcher.image=null", "launcher.image has no value"),
         ("launcher.claim=null", "ReadWriteMany"),
         ("launcher.memory=64GB", "launcher.memory=64GB is not an amount"),
-        ("run.dir=/home/me/run", "not on the claim"),
-        ("run.dir=../run", "not on the claim"),
+        ("run.dir=/home/me/run", "it is relative"),
+        ("run.dir=../run", "it is relative"),
         ("launcher.restarts=-1", "at least 0"),
         ("launcher.processes=9", "there are 8 GPUs"),
         ("launcher.kind=pytorchjobs", "Did you mean 'pytorchjob'?"),
@@ -255,6 +256,13 @@ def test_submitting_applies_the_file_in_the_run_folder() -> None:
     (file,) = made.files
     assert made.submits and made.processes[0].command == ["kubectl", "apply", "--filename", str(file)]
     assert [part["kind"] for part in yaml.safe_load_all(made.files[file])] == [
+        "ConfigMap", "TrainingRuntime", "TrainJob",
+    ]  # fmt: skip
+
+
+def test_a_dry_run_is_what_kubectl_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", *WORDS, "--dry-run"]) == 0
+    assert [part["kind"] for part in yaml.safe_load_all(capsys.readouterr().out) if part] == [
         "ConfigMap", "TrainingRuntime", "TrainJob",
     ]  # fmt: skip
 
