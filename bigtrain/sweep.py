@@ -144,13 +144,11 @@ def _sweep(argv: Sequence[str], start: Callable[[Sequence[str]], int], dry_run: 
     if dry_run:
         return max([start(_words(shared, part)) for part in open_parts], default=EXIT_DONE)
     write_ledger(folder, shared, parts)
-    return _one_after_another(folder, shared, parts, start)
+    return run_parts(folder, shared, parts, start)
 
 
-def _one_after_another(
-    folder: Path, shared: Sequence[str], parts: Sequence[Part], start: Callable[[Sequence[str]], int]
-) -> int:
-    """A part that fails keeps no other from being run; a stop ends the sweep, which can go on."""
+def run_parts(folder: Path, shared: Sequence[str], parts: Sequence[Part], start: Callable[[Sequence[str]], int]) -> int:
+    """One part after another. One that fails keeps no other from being run; a stop ends the sweep, which can go on."""
     stopped = False
     for part in parts:
         if part.outcome() == EXIT_DONE:

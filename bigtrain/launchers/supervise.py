@@ -81,7 +81,8 @@ def run(processes: Sequence[Process], run_dir: Path | None = None) -> int:
         started.extend(_start(process) for process in processes)
         while True:
             codes = [process.poll() for process in started]
-            failed = [rank for rank, code in enumerate(codes) if code not in (None, EXIT_DONE, EXIT_STOPPED)]
+            stopped = (EXIT_STOPPED, *(-number for number in asked))  # a rank that did not listen yet had done nothing
+            failed = [rank for rank, code in enumerate(codes) if code not in (None, EXIT_DONE, *stopped)]
             if failed or None not in codes:
                 break
             time.sleep(0.05)
@@ -116,7 +117,7 @@ def _verdict(codes: Sequence[int], failed: Sequence[int], processes: Sequence[Pr
         if told in (EXIT_USER, EXIT_STOPPED):
             return told
     if not failed:
-        return EXIT_STOPPED if EXIT_STOPPED in codes else EXIT_DONE
+        return EXIT_DONE if all(code == EXIT_DONE for code in codes) else EXIT_STOPPED
     first = failed[0]
     code = codes[first]
     if codes[0] == EXIT_USER:

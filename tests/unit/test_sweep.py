@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ import pytest
 from bigtrain import sweep
 from bigtrain.config.compose import Composer, compose
 from bigtrain.errors import EXIT_DONE, UserError
+from bigtrain.launchers.base import Process
+from bigtrain.launchers.supervise import run
 from bigtrain.launchers.sweep import Part, executor_parameters, folder_name, read_ledger, write_ledger
 
 SLURM = [
@@ -96,6 +101,29 @@ def test_the_ledger_and_another_sweep_in_its_folder(tmp_path: Path, capsys: pyte
     (tmp_path / "run" / "config.yaml").touch()
     with pytest.raises(UserError, match="the folder of a run, not of a sweep"):
         sweep.train(["-m", *words, f"run.dir={tmp_path / 'run'}"])
+
+
+def test_a_stop_ends_the_sweep_and_a_failure_does_not(tmp_path: Path) -> None:
+    parts = [Part(n, [f"seed={n}"], str(tmp_path / str(n))) for n in range(3)]
+    codes = {"seed=0": 1, "seed=1": 75}
+    assert sweep.run_parts(tmp_path, [], parts, lambda words: codes[words[0]]) == 75
+    assert [part.outcome() for part in parts] == [1, 75, None]
+    codes = {"seed=0": 2, "seed=1": 0, "seed=2": 0}
+    assert sweep.run_parts(tmp_path, [], parts, lambda words: codes[words[0]]) == 1
+    assert [part.outcome() for part in parts] == [2, 0, 0]
+
+
+def test_a_stop_before_the_ranks_listen_is_a_stop(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    code = f"import pathlib, time; pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+
+    def ask() -> None:
+        while not ready.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask).start()
+    assert run([Process([sys.executable, "-c", code])]) == 75
 
 
 def test_slurm_settings_reach_submitits_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
