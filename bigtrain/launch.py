@@ -8,13 +8,14 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bigtrain.checkpoint.folder import lock
 from bigtrain.config.components import shipped
 from bigtrain.config.compose import PENDING, Composed, compose, freeze, targets
 from bigtrain.config.hosts import listed_hosts
-from bigtrain.config.launchers import DeepSpeed, Slurm, Torchrun
+from bigtrain.config.launchers import DeepSpeed, Kubernetes, Slurm, Torchrun
 from bigtrain.errors import EXIT_DONE, EXIT_USER, UserError
 from bigtrain.launchers import plan, preflight, report
 from bigtrain.launchers.base import Job, Plan
@@ -29,7 +30,8 @@ def train(argv: Sequence[str]) -> int:
     job = _job(composed, argv)
     if isinstance(composed.config.launcher, Torchrun) and (composed.config.launcher.nodes or 1) > 1:
         _one_folder(composed.config.launcher, argv)
-    if isinstance(composed.config.launcher, Slurm) and not in_allocation():
+    launcher = composed.config.launcher
+    if isinstance(launcher, Kubernetes) or (isinstance(launcher, Slurm) and not in_allocation()):
         return _hand_over(composed, job)
     for note in composed.notes:
         print(note)
@@ -37,10 +39,11 @@ def train(argv: Sequence[str]) -> int:
     steps = plan(job)
     new = not job.run_dir.exists()
     if getattr(composed.config.launcher, "node_rank", 0) == 0:  # else the first node does it
-        _write(composed, job, steps)
-    preflight.look_at_folder(job)
-    code = run(steps.processes, job.run_dir)
-    report.clear(job.run_dir)
+        _made(composed, job, steps, new)
+    with report.in_charge(job.run_dir):
+        code = run(steps.processes, job.run_dir)
+    if (composed.config.launcher.nodes or 1) == 1 or job.hosts:  # else the other nodes' commands read it too
+        report.clear(job.run_dir)
     if code == EXIT_USER and new and not (job.run_dir / "config.yaml").exists():
         shutil.rmtree(job.run_dir, ignore_errors=True)  # no rank has taken the run up: leave nothing half-made
     else:
@@ -55,7 +58,10 @@ def submit(argv: Sequence[str]) -> int:
     composed = compose(words)
     job = _job(composed, words)
     if "--dry-run" in argv:
-        print(shown(plan(preflight.look(job) if job.hosts else job)))
+        steps = plan(preflight.look(job) if job.hosts else job)
+        if isinstance(composed.config.launcher, Kubernetes):  # as `kubectl apply -f -` reads it
+            steps = replace(steps, processes=[])
+        print(shown(steps))
         return EXIT_DONE
     name = composed.config.launcher.name
     if not plan(job).submits:
@@ -69,18 +75,27 @@ def _hand_over(composed: Composed, job: Job) -> int:
     preflight.look(job)
     steps = plan(job)
     new = not job.run_dir.exists()
-    try:
-        _write(composed, job, steps)
-        preflight.look_at_folder(job)
-        code = run(steps.processes)
-        if code:
-            raise UserError("the scheduler has refused the job, as it says above; nothing is queued.")
-    except UserError:
-        if new:
-            shutil.rmtree(job.run_dir, ignore_errors=True)
-        raise
+    _made(composed, job, steps, new)
+    if run(steps.processes):
+        _unmade(job, new)
+        raise UserError("the scheduler has refused the job, as it says above; nothing is queued.")
     print(job.run_dir, flush=True)
     return EXIT_DONE
+
+
+def _made(composed: Composed, job: Job, steps: Plan, new: bool) -> None:
+    """The run folder, as the other machines see it too; a new one is not left behind where they do not."""
+    _write(composed, job, steps)
+    try:
+        preflight.look_at_folder(job)
+    except UserError:
+        _unmade(job, new)
+        raise
+
+
+def _unmade(job: Job, new: bool) -> None:
+    if new:
+        shutil.rmtree(job.run_dir, ignore_errors=True)
 
 
 def _write(composed: Composed, job: Job, steps: Plan) -> None:

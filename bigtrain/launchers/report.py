@@ -1,16 +1,19 @@
-"""Two small files in the run folder that carry what foreign launchers lose on the way.
+"""Small files in the run folder that carry what foreign launchers lose on the way.
 
-torchrun, deepspeed and horovodrun pass no SIGUSR1 on, give ranks 30 seconds after SIGTERM, and turn every exit code
-into 1. So `.stop` asks the ranks to end after their step, and `.exit` says how rank 0 ended.
+torchrun, deepspeed and horovodrun pass no SIGUSR1 on, give ranks 30 seconds after SIGTERM, turn every exit code into 1,
+and train on when the command that started them is killed. So `.stop` asks the ranks to end after their step, `.exit`
+says how rank 0 ended, and `.command-HOST` says whose ranks they are.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bigtrain.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER
@@ -19,6 +22,31 @@ STOP, EXIT = ".stop", ".exit"
 FAILURES = ".failures"
 """Where a job script notes how far the run was at each failure."""
 LOOK_S, FIRST_S = 1.0, 3.0
+
+
+def _command(run_dir: Path) -> Path:
+    return run_dir / f".command-{socket.gethostname()}"
+
+
+def _alive(pid: str) -> str | None:
+    """When the process began, in ticks since the machine did: another with the same number began later."""
+    try:
+        fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return fields[19] if fields[0] != "Z" else None
+
+
+@contextmanager
+def in_charge(run_dir: Path) -> Iterator[None]:
+    """In the command: while it lives, the ranks on this host live."""
+    with suppress(OSError):
+        _command(run_dir).write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            _command(run_dir).unlink(missing_ok=True)
 
 
 def clear(run_dir: Path) -> None:
@@ -34,11 +62,15 @@ def ask_to_stop(run_dir: Path) -> None:
 
 
 def listen(run_dir: Path) -> None:
-    """In a rank: turn `.stop` into a SIGUSR1 of its own."""
+    """In a rank: turn `.stop` into a SIGUSR1 of its own, and die with the command that started it on this host."""
+    command = _command(run_dir).read_text() if _command(run_dir).exists() else ""
+    since = _alive(command)  # None: there is none (a job script), or it cannot be seen from a container
 
     def look() -> None:
         while not (run_dir / STOP).exists():
             time.sleep(LOOK_S)
+            if since and _alive(command) != since:
+                os.kill(os.getpid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGUSR1)
 
     threading.Thread(target=look, name="stop", daemon=True).start()
