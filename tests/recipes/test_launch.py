@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from bigtrain.errors import EXIT_STOPPED
 from tests.recipes.conftest import ENVIRONMENT, TINY, Run, metrics
 
 QUICK = [*TINY, "trainer.max_steps=4", "checkpoint.every=2", "trainer.log_every=1", "trainer.eval_every=null"]
@@ -44,6 +50,80 @@ def test_two_ranks_share_one_run_folder(launcher: list[str], prepared: str, tmp_
     assert manifest["world_size"] == 2
     assert "2 ranks x 4 samples x 1 micro-batches" in done.stdout
     assert f"\nruns/smoke/{run.name}\n" in done.stdout
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "horovod"])
+def test_bigtrain_starts_it_with_the_launcher(launcher: str, bigtrain: Run, prepared: str, tmp_path: Path) -> None:
+    if launcher == "horovod" and importlib.util.find_spec("horovod") is None:
+        pytest.skip("horovod is not installed (make horovod)")
+    words = ["train", "recipe=smoke", *QUICK, prepared, "run.dir=run", f"launcher={launcher}", "launcher.processes=2"]
+    done = bigtrain(*words)
+    assert last_line(done) == "run" and done.stdout.count("train  step 4/4") == 1
+    manifest = json.loads((tmp_path / "run/checkpoints/step_00000004/manifest.json").read_text())
+    assert manifest["world_size"] == 2
+    left = {path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")}
+    assert left <= {".lock"}, left
+
+
+def test_torchrun_is_stopped_and_goes_on(bigtrain: Run, prepared: str, tmp_path: Path) -> None:
+    """torchrun passes no SIGUSR1 on and makes every exit code a 1: the command says 75 all the same."""
+    words = ["train", "recipe=smoke", *QUICK, prepared, "run.dir=run", "launcher=torchrun", "launcher.processes=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bigtrain", *words, "trainer.max_steps=100000", "checkpoint.every=null"],
+        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log, deadline = tmp_path / "run/metrics.jsonl", time.monotonic() + 200
+    while not (log.exists() and len(log.read_text().splitlines()) > 3):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == EXIT_STOPPED, err
+    assert out.splitlines()[-1] == "run" and "Traceback" not in err and "ChildFailedError" not in err
+    stopped_at = metrics(tmp_path / "run")[-1]["step"]
+    done = bigtrain("train", "run.dir=run", f"trainer.max_steps={stopped_at + 2}")
+    assert f"going on from run/checkpoints/step_{stopped_at:08d}" in done.stdout
+    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, stopped_at + 3))
+
+
+def test_a_requeued_worker_goes_on_from_the_run_folder_alone(bigtrain: Run, prepared: str, tmp_path: Path) -> None:
+    bigtrain("train", "recipe=smoke", *QUICK, prepared, "run.dir=run", "trainer.max_steps=2")
+    assert not (tmp_path / "run/.pending.yaml").exists()
+    done = bigtrain("--run-dir", "run", module="bigtrain.train")
+    assert "going on from run/checkpoints/step_00000002" in done.stdout
+
+
+def test_wrong_data_under_torchrun_is_said_once(bigtrain: Run, tmp_path: Path) -> None:
+    words = ["train", "recipe=smoke", *QUICK, "launcher=torchrun", "launcher.processes=2", "run.dir=run"]
+    done = bigtrain(*words, "data.path=nonsuch.txt", code=2)
+    assert done.stderr.count("bigtrain: ") == 1 and "nonsuch.txt" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_runs_print_and_leave_nothing(bigtrain: Run, tmp_path: Path) -> None:
+    done = bigtrain("submit", "recipe=smoke", "launcher=slurm", "launcher.nodes=2", "--dry-run")
+    assert done.stdout.startswith("# runs/smoke/") and "\n#SBATCH --nodes=2\n" in done.stdout
+    assert re.search(r"\nsbatch runs/smoke/[0-9-]+/job.sbatch\n$", done.stdout)
+    done = bigtrain("submit", "recipe=smoke", "launcher=torchrun", "--dry-run")
+    assert "-m torch.distributed.run --nnodes 1" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_slurm_and_no_answer_are_said_before_anything_is_made(bigtrain: Run, tmp_path: Path) -> None:
+    done = bigtrain("submit", "recipe=smoke", "launcher=slurm", code=2, PATH="/nowhere")
+    assert "there is no sbatch on this machine (looked in /nowhere)" in done.stderr
+    assert "launcher=local" in done.stderr and "launch/slurm.sbatch" in done.stderr
+    done = bigtrain("submit", "recipe=smoke", "launcher=torchrun", code=2)
+    assert "bigtrain train … launcher=torchrun" in done.stderr
+    words = ["launcher=ssh", "launcher.hosts=[localhost.invalid,127.0.0.1]", "launcher.ssh_port=9"]
+    done = bigtrain("train", "recipe=smoke", *words, code=2)
+    assert "localhost.invalid: " in done.stderr and "127.0.0.1: " in done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = ["launcher=deepspeed", f"launcher.master_port={port}"]
+        done = bigtrain("train", "recipe=smoke", *words, code=2)
+    assert f"launcher.master_port={port} is taken by process {os.getpid()}" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_outlives_the_reader_of_its_output(prepared: str, tmp_path: Path) -> None:
