@@ -36,6 +36,7 @@ from bigtrain.engines.deepspeed_settings import effective
 from bigtrain.engines.deepspeed_start import (
     Weights,
     build_once,
+    forget_groups,
     import_deepspeed,
     refuse_on_cpu,
     refuse_unsupported,
@@ -189,4 +190,5 @@ class DeepSpeedEngine:
             self._tensor.close()
         if self._folder:
             self._folder.close()
+        forget_groups()
         torch.nn.functional.linear = self._linear

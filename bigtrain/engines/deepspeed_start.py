@@ -86,6 +86,13 @@ def refuse_on_cpu(engine: Engine, device: torch.device) -> None:
             )
 
 
+def forget_groups() -> None:
+    """ZeRO++ refuses to make its groups of ranks twice in a process."""
+    from deepspeed.utils import groups
+
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
+
+
 Weights = dict[str, tuple[int, Tensor]]
 """Unrounded weights by name: the offset of the first element that is held here, and the elements, flat, on the host."""
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from bigtrain.engines.zero_bytes import KINDS, deepspeed_bytes, formula, paper_bytes
 from tests.distributed import deepspeed_runs as runs
-from tests.distributed import tiny
 from tests.distributed.ranks import run_on_ranks
 
 CASES = [(stage, precision) for precision in ("fp32", "bf16") for stage in range(4)]
