@@ -10,6 +10,8 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,6 +26,9 @@ from bigtrain.placement import read_environment
 
 if TYPE_CHECKING:
     from bigtrain.distributed import Ranks
+
+STARTING_S = 3.0
+"""How long a rank that is asked to stop before its loop may take to end by itself."""
 
 
 class GoneReader:
@@ -53,6 +58,31 @@ class GoneReader:
 def die_with_parent() -> None:
     """Ask the kernel to end this rank when the process that supervises it is gone (Linux)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def stop_while_starting(leave: Callable[[], int]) -> None:
+    """Until the loop listens (`Stop`), a request to stop ends this rank with 75: there is nothing to save.
+
+    Also where it waits for the others in C, where no handler of Python's runs; `leave` gives that exit code.
+    """
+    asking = (signal.SIGTERM, signal.SIGUSR1)
+
+    def ask(number: int, frame: object) -> None:
+        raise SystemExit(EXIT_STOPPED)
+
+    def insist() -> None:
+        while number := os.read(reader, 1)[0]:
+            if number in asking and signal.getsignal(number) is ask:
+                time.sleep(STARTING_S)
+                if signal.getsignal(number) is ask:
+                    os._exit(leave())
+
+    for number in asking:
+        signal.signal(number, ask)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=insist, name="stop-while-starting", daemon=True).start()
 
 
 def read_arguments(argv: Sequence[str]) -> Composed:
@@ -143,10 +173,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout = GoneReader(sys.stdout)
     if "--run-dir" in words:
         die_with_parent()
+    stop_while_starting(lambda: _stopped(words))
     code = guarded(_reporting if "--report" in words else _straight, words)
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def _stopped(words: Sequence[str]) -> int:
+    if "--report" not in words:
+        return EXIT_STOPPED
+    run_dir = Path(words[words.index("--run-dir") + 1])
+    return report.record(run_dir, read_environment(dict(os.environ)).rank, EXIT_STOPPED)
 
 
 def _straight(words: Sequence[str]) -> int:

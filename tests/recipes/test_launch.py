@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from bigtrain.errors import EXIT_STOPPED
 from bigtrain.errors import EXIT_STOPPED
 from tests.recipes.conftest import ENVIRONMENT, TINY, Run, metrics
 
@@ -215,3 +217,22 @@ def test_a_failed_change_leaves_the_run_as_it_was(bigtrain: Run, prepared: str, 
     assert "other data" in done.stderr
     bigtrain("train", "run.dir=run", "trainer.max_steps=6")
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_rank_that_still_waits_for_the_others_stops_when_asked(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    words = [sys.executable, "-m", "bigtrain.train", "recipe=smoke", "trainer.device=cpu"]
+    rank = subprocess.Popen(words, cwd=tmp_path, env=ENVIRONMENT | place)
+    try:
+        while True:  # until it listens for rank 1, in C, where no handler of Python's runs
+            assert rank.poll() is None
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.05)
+        rank.send_signal(signal.SIGUSR1)
+        assert rank.wait(60) == EXIT_STOPPED
+    finally:
+        rank.kill()
