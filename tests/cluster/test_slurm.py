@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -153,9 +152,8 @@ def test_a_partition_that_does_not_exist(slurm: SlurmLab, project: Path, data: s
 
 
 def test_no_sbatch(slurm: SlurmLab, project: Path, data: str) -> None:
-    path = os.pathsep.join([str(Path(sys.executable).parent), "/nonexistent"])
-    python = str(Path(sys.executable))
     job = Job(project / "no-slurm", data)
-    done = slurm.run(python, "-m", "bigtrain", "submit", *job.words, *NODES, folder=project, PATH=path)
+    words = ["env", "PATH=/nonexistent", sys.executable, "-m", "bigtrain", "submit", *job.words, *NODES]
+    done = slurm.run(*words, folder=project)
     assert done.returncode == 2 and "sbatch" in done.stderr and "Traceback" not in done.stderr
     assert not job.folder.exists()
