@@ -93,6 +93,7 @@ def check_engine(engine: Engine, world_size: int) -> None:
         raise UserError(f"engine.offload_optimizer=nvme needs engine=zero3: with {engine.name} there is cpu.")
     if "nvme" in (engine.offload_optimizer, engine.offload_parameters) and not engine.nvme_path:
         raise UserError("engine.nvme_path has no value: name a folder on a fast local disk.")
+    _offload(engine)
     for key in ("hierarchical_partition", "sequence_parallel", "tensor_parallel"):
         share = getattr(engine, key) or 1
         if world_size % share:
@@ -102,6 +103,22 @@ def check_engine(engine: Engine, world_size: int) -> None:
             f"engine.sequence_parallel={engine.sequence_parallel} x engine.tensor_parallel={engine.tensor_parallel} = "
             f"{replicas(engine)} does not divide the {world_size} ranks."
         )
+
+
+def _offload(engine: Engine) -> None:
+    """Refuse what offload does not go together with."""
+    kept_away = {"offload_optimizer": engine.offload_optimizer, "offload_parameters": engine.offload_parameters}
+    offloaded = [f"engine.{key}={where}" for key, where in kept_away.items() if where]
+    for key in ("hierarchical_partition", "quantized_weights", "quantized_gradients"):
+        if offloaded and getattr(engine, key):
+            raise UserError(
+                f"engine.{key}={getattr(engine, key)} (ZeRO++) and {offloaded[0]} do not go together: ZeRO++ keeps a "
+                "second copy of the weights on the device to save messages, offload keeps them away from it."
+            )
+    if engine.offload_parameters == "nvme" and not engine.offload_optimizer:
+        raise UserError("engine.offload_parameters=nvme needs engine.offload_optimizer=nvme (or cpu).")
+    if "nvme" in kept_away.values() and not engine.sharded_init:
+        raise UserError("offload to nvme needs engine.sharded_init=true: the weights go to the disk one by one.")
 
 
 def _cuts(config: RunConfig) -> None:
