@@ -73,7 +73,7 @@ def body(job: Job, launcher: Slurm) -> str:
     folder = job.cwd / job.run_dir
     ranks = processes(job.config)
     threads = str(launcher.threads or launcher.cpus_per_task or "")
-    shared = f"$((SLURM_CPUS_ON_NODE > {ranks} ? SLURM_CPUS_ON_NODE / {ranks} : 1))"
+    shared = f"$((${{SLURM_CPUS_ON_NODE:-1}} > {ranks} ? SLURM_CPUS_ON_NODE / {ranks} : 1))"  # salloc's shell has none
     exports = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in launcher.environment.items())
     setup = "".join(f"{line}\n" for line in launcher.setup)
     return f"""\
