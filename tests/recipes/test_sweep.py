@@ -41,7 +41,7 @@ def test_a_preempted_job_of_a_sweep_queues_itself_again_and_resumes(
     monkeypatch.chdir(tmp_path)
     small = ["model.layers=1", "trainer.global_batch_size=1", "trainer.micro_batch_size=1", "checkpoint.every=null"]
     shared = ["recipe=smoke", *QUICK, prepared, *small]
-    ends = {"trainer.max_steps=150": 150, "trainer.max_steps=2": 2}
+    ends = {"trainer.max_steps=40": 40, "trainer.max_steps=2": 2}
     parts = [Part(n, [word], f"sweep/{n}") for n, word in enumerate(ends)]
     made = sweep.executor(Path("sweep"), {"timeout_min": 20}, cluster="local")
     jobs = sweep.submit_parts(made, shared, parts)
@@ -62,4 +62,4 @@ def test_a_preempted_job_of_a_sweep_queues_itself_again_and_resumes(
         assert part.outcome() == 0
         assert [line["step"] for line in metrics(Path(part.folder))] == list(range(1, steps + 1))
     checkpoints = sorted(folder.name for folder in Path(parts[0].folder, "checkpoints").iterdir())
-    assert len(checkpoints) == 2 and checkpoints[-1] == "step_00000150"  # the other: where it was stopped
+    assert len(checkpoints) == 2 and checkpoints[-1] == "step_00000040"  # the other: where it was stopped
