@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -106,18 +106,30 @@ def offloaded(on: bool) -> AbstractContextManager[Any]:
     return torch.autograd.graph.saved_tensors_hooks(_to_host, _back) if on else nullcontext()
 
 
-def _to_host(tensor: Tensor) -> Tensor | tuple[Tensor, torch.device]:
+class Moved(NamedTuple):
+    """A saved tensor in the host's memory, and how it lay on its device."""
+
+    host: Tensor
+    device: torch.device
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def _to_host(tensor: Tensor) -> Tensor | Moved:
     if tensor.nbytes < SMALL or _is_weight(tensor):
         return tensor
-    host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-    return host.copy_(tensor.detach(), non_blocking=True), tensor.device
+    once = [1 if stride == 0 else size for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+    held = tensor.detach().as_strided(once, tensor.stride())  # what was expanded is moved once
+    host = torch.empty_like(held, device="cpu", pin_memory=tensor.is_cuda).copy_(held, non_blocking=True)
+    return Moved(host, tensor.device, tensor.shape, tensor.stride())
 
 
-def _back(packed: Tensor | tuple[Tensor, torch.device]) -> Tensor:
+def _back(packed: Tensor | Moved) -> Tensor:
     if isinstance(packed, Tensor):
         return packed
-    host, device = packed
-    return host.to(device, non_blocking=True)
+    # With the strides that it had: a kernel that reads another layout may round otherwise.
+    tensor = torch.empty_strided(packed.host.shape, packed.stride, dtype=packed.host.dtype, device=packed.device)
+    return tensor.copy_(packed.host, non_blocking=True).expand(packed.shape)
 
 
 def _is_weight(tensor: Tensor) -> bool:

@@ -56,11 +56,8 @@ class HorovodEngine(PlainEngine):
             self._hvd.broadcast_(tensor.data, 0, name=f"start.{name}")  # whatever a rank built by itself
         self._last = False
         self._started: dict[str, int] = {}
-        parameter: Any
-        self._hooks = [
-            parameter.register_post_accumulate_grad_hook(partial(self._start, name))
-            for name, parameter in self._named.items()
-        ]
+        trained: dict[str, Any] = dict(self._named)
+        self._hooks = [p.register_post_accumulate_grad_hook(partial(self._start, name)) for name, p in trained.items()]
         return self._step
 
     def _micro_step(self, last: bool) -> AbstractContextManager[None]:
