@@ -111,7 +111,7 @@ def leak(
     probes = {"an earlier token": (token, before), "another sample": (sample, ~sample)}
     if "document_ids" in batch:
         documents = batch["document_ids"]
-        one = documents == documents[:, middle : middle + 1]
+        one = documents == documents[:, :1]  # those after it could see it
         probes["another document"] = (one, ~one)
     for name, (change, still) in probes.items():
         stayed, felt = moved(torch.where(change, other, ids), still)
