@@ -58,7 +58,11 @@ Renders the job into the run folder, looks at the cluster, hands it over. Overri
   launcher.cpus_per_task=N launcher.mem=64G launcher.container=IMAGE launcher.array=1-4%1 launcher.dependency=afterok:1
   launcher.setup=["module load cuda"]  launcher.extra=["--exclusive"]  launcher.preflight=false
 
+  launcher=kubernetes            kubectl apply; launcher.kind=trainjob | pytorchjob | jobset, launcher.image=IMAGE,
+                                 launcher.claim=NAME of a volume claim that all nodes can mount
+
 Before the time limit, and when preempted, the ranks write a checkpoint, and the job queues itself again and goes on.
+Sweeps: -m (--multirun), as in `bigtrain train --help`.
 Exit: 0 submitted, 2 wrong input. Last line: the run folder."""
 
 VERIFY = f"""\
