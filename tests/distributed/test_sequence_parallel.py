@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -19,7 +19,6 @@ from tests.distributed import tiny
 from tests.distributed.ranks import run_on_ranks
 
 STEPS, CLIP, RATE = 20, 0.2, 2e-3
-ENGINES = ["zero0", "zero1", "zero2", "zero3"]
 
 
 def decoder(dropout: float = 0.0, **changes: Any) -> nn.Module:
@@ -103,14 +102,21 @@ def alone(ranks: Any) -> dict[Any, Any]:
     return runs | {("llama", True): train(ranks, "llama", "local", documents=True)}
 
 
+@cache
+def right() -> dict[Any, Any]:
+    """What `alone` found, once for all tests."""
+    return run_on_ranks(alone, 1)[0]  # type: ignore[no-any-return]
+
+
 def cut(ranks: Any) -> dict[Any, Any]:
     """(model, engine, accumulation, ranks a sequence, documents) -> what came of it."""
-    cases: list[tuple[str, str, int, int, bool]] = []
-    for engine in ENGINES:
-        cases += [("llama", engine, 2, 2, False), ("gpt2", engine, 1, 2, False), ("hugging_face", engine, 2, 2, False)]
-    cases += [("llama", "zero2", 1, 2, True)]
-    if ranks.world_size == 4:
-        cases = [*cases[:3], *cases[-4:], ("gpt2", "zero1", 2, 4, False)]
+    cases = [("llama", "zero0", 1, 2, False), ("hugging_face", "zero2", 2, 2, False), ("gpt2", "zero3", 1, 2, False),
+             ("llama", "zero2", 1, 2, True)]  # fmt: skip
+    if ranks.world_size == 2:
+        cases += [("llama", engine, 2, 2, False) for engine in ("zero1", "zero2", "zero3")]
+        cases += [("hugging_face", "zero3", 2, 2, False), ("gpt2", "zero0", 2, 2, False)]
+    else:
+        cases += [("gpt2", "zero1", 2, 4, False)]
     return {case: train(ranks, *case[:4], documents=case[4]) for case in cases}
 
 
@@ -122,10 +128,9 @@ def worst(run: Any, right: Any) -> tuple[float, float, float]:
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_that_share_a_sequence_train_as_one_process(world_size: int) -> None:
-    right = run_on_ranks(alone, 1)[0]
     for case, run in run_on_ranks(cut, world_size)[0].items():
-        losses, norms, held_out = worst(run, right[case[0], case[4]])
-        assert losses < 2e-6, (case, losses)  # losses near 4: four units in the last place
+        losses, norms, held_out = worst(run, right()[case[0], case[4]])
+        assert losses < 1e-6, (case, losses)  # losses near 4: two units in the last place
         assert norms < 1e-5, (case, norms)
         assert held_out < 1e-6, (case, held_out)
         assert run[3]["engine.sequence_parallel"] == case[3]
