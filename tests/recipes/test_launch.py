@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from bigtrain.errors import EXIT_STOPPED
 from bigtrain.errors import EXIT_STOPPED
 from tests.recipes.conftest import ENVIRONMENT, TINY, Run, metrics
 
