@@ -81,8 +81,9 @@ def assert_ended(runs: list[SshRun], *named: str) -> None:
     def still() -> str:
         return "\n".join(f"{run.launcher}: left {run.left()}\n{run.said()[-3000:]}" for run in runs)
 
-    wait_for("the end of the runs", END_S, all_have, lambda: None, still)
-    print(f"ended after {took} s")
+    wait_for("the end of the runs", 2 * END_S, all_have, so_far=still)
+    print("ended after", ", ".join(f"{seconds:.1f} s ({launcher})" for launcher, seconds in took.items()))
+    assert max(took.values()) <= END_S, still()
     for run in runs:
         assert run.code() != 0
         missing = [words for words in named if words not in run.said()]
