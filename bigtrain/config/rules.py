@@ -188,6 +188,10 @@ def check_rules(config: RunConfig, ranks: int | None = None) -> None:
             f"{target.rpartition('.')[2]} looks at whole matrices, and engine={config.engine.name} cuts them into "
             "slices: take engine=ddp or zero0, or optimizer=adamw, lion or sgd."
         )
+    if trainer.activation_offload and trainer.activation_checkpointing == "selective":
+        raise UserError(
+            "trainer.activation_offload cannot move what activation_checkpointing=selective puts by: take none or full."
+        )
     if trainer.early_stopping and trainer.eval_every is None:
         raise UserError("trainer.early_stopping looks at the held-out loss: set trainer.eval_every.")
     if config.checkpoint.keep_best and trainer.eval_every is None:
