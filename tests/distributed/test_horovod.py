@@ -44,6 +44,7 @@ class InBfloat16(tiny.Tiny):
 
 
 def two_ranks(ranks: Ranks) -> dict[str, Any]:
+    from bigtrain.distributed import barrier
     from bigtrain.engines import build_engine
     from bigtrain.engines.horovod_start import start
 
@@ -74,6 +75,7 @@ def two_ranks(ranks: Ranks) -> dict[str, Any]:
     if ranks.rank == 0:  # the other never comes
         with pytest.raises(RunError, match=r"waited 2 s \(trainer.timeout_s\)"):
             step(engine, 0)
+    barrier()
     answers["environment"] = {key: value for key, value in os.environ.items() if key.startswith("HOROVOD")}
     return answers
 
