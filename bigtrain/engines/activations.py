@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, _CachedTorchDispatchMode, create_selective_checkpoint_contexts
 
 from bigtrain.errors import UserError
 
@@ -43,8 +42,21 @@ def _keep(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointP
     return CheckpointPolicy.MUST_SAVE if operator in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-selective = partial(create_selective_checkpoint_contexts, _keep)
-"""For `torch.utils.checkpoint.checkpoint(..., context_fn=)`."""
+class _Recall(_CachedTorchDispatchMode):  # type: ignore[no-untyped-call]
+    """torch's own insists that all which runs in the second pass ran in the first one. ZeRO-3 fetches a weight ahead,
+    in another block, the first time: what is not kept anyway is let through."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in PRODUCTS or func in ATTENTION:
+            return super().__torch_dispatch__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+
+def selective() -> tuple[Any, Any]:
+    """For `torch.utils.checkpoint.checkpoint(..., context_fn=)`: a context of the first pass and one of the second."""
+    keep, recall = create_selective_checkpoint_contexts(_keep)  # type: ignore[no-untyped-call]
+    recall.__class__ = _Recall
+    return keep, recall
 
 
 def enable_activation_checkpointing(model: nn.Module, kind: str = "full") -> None:
