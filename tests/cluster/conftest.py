@@ -92,7 +92,7 @@ def possible(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+def data(possible: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of the prepared data, for all runs of the session."""
     setting = f"data.cache={tmp_path_factory.mktemp('prepared')}"
     recipe = [word for word in RECIPE if word.startswith(("recipe=", "data."))]
