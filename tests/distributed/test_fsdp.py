@@ -131,7 +131,7 @@ def test_rank_0_builds_and_each_keeps_a_slice() -> None:
 
 
 def trains(ranks: Ranks) -> dict[str, Any]:
-    """What two ranks are asked, in one job: held-out losses between steps, sides, an overflow on one rank, a refusal."""
+    """What two ranks are asked in one job: held-out losses between steps, sides, an overflow on one rank, a refusal."""
     batch = tiny.micro_batches(30, ranks.rank, ranks.world_size, 2)[0]
     answers: dict[str, Any] = {"evals": []}
     engine = build(ranks, tiny.gpt2)
