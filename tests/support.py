@@ -25,11 +25,12 @@ ENGINES = {
     "rows": ["local", "ddp", "fsdp", "horovod", "zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload",
              "zero3_nvme", "zeropp"],
     "columns": ["1 rank", "2 ranks", "3 ranks", "4 ranks", "bf16", "fp16", "selective", "full", "activations on host",
-                "sequence parallel", "tensor parallel", "Hugging Face", "killed, resumed", "elastic"],
+                "sequence parallel", "tensor parallel", "second partition", "quantised messages", "Hugging Face",
+                "killed, resumed", "elastic"],
 }  # fmt: skip
 LAUNCHERS = {
     "rows": ["local", "torchrun", "deepspeed", "ssh", "slurm", "horovod", "kubernetes", "sweep (-m)"],
-    "columns": ["builder", "real run", "2 hosts", "stop → 75 → resume", "lost host"],
+    "columns": ["builder", "real run", "2 hosts", "stopped, goes on", "lost host"],
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.cluster.conftest import STEPS, Job
 from tests.cluster.lab import wait_for
 from tests.cluster.slurm import SlurmLab
+from tests.support import ran
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 NODES = ["launcher=slurm", "launcher.nodes=2", "launcher.processes=1"]
@@ -121,6 +122,8 @@ def test_preempted_and_warned_runs_are_as_the_unbroken_one(
     warned.job.order("go")
     warned.wait_until_done()
     assert_as_unbroken(warned, straight)
+    for column in ("real run", "2 hosts", "stopped, goes on"):
+        ran("slurm", column)
 
 
 @pytest.mark.timeout(400)
@@ -141,6 +144,7 @@ def test_a_node_without_power_is_one_restart(slurm: SlurmLab, project: Path, str
         run.wait_until_done()
         assert run.restarts() == 1
         assert_as_unbroken(run, straight)
+    ran("slurm", "lost host")
 
 
 def test_a_partition_that_does_not_exist(slurm: SlurmLab, project: Path, data: str) -> None:

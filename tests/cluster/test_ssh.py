@@ -12,6 +12,7 @@ import pytest
 from tests.cluster.conftest import STEPS, Job
 from tests.cluster.lab import wait_for
 from tests.cluster.ssh import HOSTS, SshLab
+from tests.support import ran
 
 END_S = 30.0
 """A run has ended on both hosts within this time of a fault, and its user knows why."""
@@ -99,6 +100,9 @@ def test_each_launcher_gives_the_same_losses(ssh: SshLab, tmp_path: Path, data: 
             steps = [line["step"] for line in run.job.lines() if line["split"] == "train"]
             assert steps == list(range(1, STEPS + 1))
         assert started[0].job.lines() == started[1].job.lines()
+    for column in ("real run", "2 hosts"):
+        ran("ssh", column)
+        ran("deepspeed", column)
 
 
 @pytest.mark.timeout(300)
@@ -124,6 +128,8 @@ def test_a_host_without_power_is_named(ssh: SshLab, tmp_path: Path, data: str) -
         finally:
             ssh.boot("hostb")
             ssh.wait_until_it_answers("hostb")
+    for launcher in ("deepspeed", "ssh"):
+        ran(launcher, "lost host")
 
 
 @pytest.mark.timeout(300)

@@ -12,6 +12,7 @@ import torch
 from tests.distributed import deepspeed_runs as runs
 from tests.distributed import tiny
 from tests.distributed.ranks import run_on_ranks
+from tests.support import ran
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 LR = 2e-3
@@ -151,6 +152,7 @@ def test_a_second_partition_changes_nothing() -> None:
         for (loss, norm), (right, right_norm) in zip(steps, found[None], strict=True):
             assert abs(loss - right) < 1e-6, share
             assert abs(norm - right_norm) < 1e-5, share
+    ran("zeropp", "second partition")
 
 
 def refused(ranks: Any) -> None:
@@ -163,3 +165,4 @@ def refused(ranks: Any) -> None:
 
 def test_quantised_messages_need_a_gpu() -> None:
     run_on_ranks(refused, 1)
+    ran("zeropp", "quantised messages", "GPU")

@@ -13,6 +13,7 @@ import torch
 from tests.distributed import deepspeed_runs as runs
 from tests.distributed import tiny
 from tests.distributed.ranks import run_on_ranks
+from tests.support import ran
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bigtrain" / "torch_extensions"
 FOLDER = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or CACHE)
@@ -86,6 +87,8 @@ def test_the_disk_changes_nothing(tmp_path: Path) -> None:
     for found in run_on_ranks(on_disk, 2, str(tmp_path), timeout_s=600):
         assert [case for case, right in found.items() if not right] == []
     assert list(tmp_path.iterdir()) == []
+    for column in ("2 ranks", "bf16", "killed, resumed", "elastic"):
+        ran("zero3_nvme", column)
 
 
 def refusals(ranks: Any, folder: str) -> None:

@@ -33,8 +33,8 @@ WORDS = [
     "trainer.device=cpu", "optimizer.lr=1e-3", "checkpoint.every=1", "checkpoint.keep_last=3",
     "evaluation.report=false", "run.dir=run",
 ]  # fmt: skip
-ENGINES = ["ddp", "zero0", "zero1", "zero2", "zero3"]
-if importlib.util.find_spec("xhorovod"):
+ENGINES = ["ddp", "fsdp", "zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+if importlib.util.find_spec("horovod"):
     ENGINES.append("horovod")
 
 

@@ -45,7 +45,7 @@ def train(
 def engines(world_size: int) -> list[str]:
     """All that this machine has; Horovod has a build step of its own (test_horovod.py says so where it is missing)."""
     extra = (["local"] if world_size == 1 else []) + (["horovod"] if importlib.util.find_spec("horovod") else [])
-    return ["zero3", "zero2", "zero1", "zero0", "fsdp", "ddp", *extra]
+    return ["zero3", "zero2", "zero1", "zero0", *tiny.OFFLOADED, "fsdp", "ddp", *extra]
 
 
 def furthest(one: list[float], other: list[float]) -> float:
@@ -69,7 +69,7 @@ def test_fp32_is_a_plain_loop(world_size: int) -> None:
         assert furthest(run["norms"], norms) < 1e-5, case
         assert abs(run["losses"][0] / math.log(tiny.VOCAB) - 1) < 0.02, case
         settings = run["settings"]
-        assert settings["engine.name"] == case[1]
+        assert settings["engine.name"] == case[1].removesuffix("_offload")
         assert settings["world_size"] == world_size
         assert settings["trainer.grad_clip"] == CLIP
         assert settings["precision.name"] == "fp32"
@@ -77,8 +77,10 @@ def test_fp32_is_a_plain_loop(world_size: int) -> None:
         if "zero" in case[1]:
             assert settings["accumulation"] == case[2]
             assert settings["trainer.global_batch_size"] == tiny.GLOBAL_BATCH
-    for _, engine, _ in runs:
+    for model, engine, _ in runs:
         ran(engine, f"{world_size} rank{'s' * (world_size > 1)}")
+        if model == "gpt2":
+            ran(engine, "Hugging Face")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -17,6 +17,7 @@ from bigtrain.checkpoint.save import save
 from bigtrain.errors import UserError
 from tests.distributed import tiny
 from tests.distributed.ranks import run_on_ranks
+from tests.support import ran
 
 STEPS, CLIP, RATE = 20, 0.2, 2e-3
 
@@ -136,6 +137,7 @@ def test_ranks_that_share_a_sequence_train_as_one_process(world_size: int) -> No
         assert run[3]["engine.sequence_parallel"] == case[3]
         assert run[3]["trainer.global_batch_size"] == tiny.GLOBAL_BATCH
         assert run[3]["accumulation"] == case[2]
+        ran(case[1], "sequence parallel")
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints

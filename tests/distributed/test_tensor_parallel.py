@@ -24,6 +24,7 @@ from tests.distributed.test_sequence_parallel import (
     train,
     worst,
 )
+from tests.support import ran
 
 
 def held_together(ranks: Any) -> dict[Any, Any]:
@@ -44,6 +45,7 @@ def test_ranks_that_hold_a_model_together_train_as_one_process(world_size: int) 
         assert run[3]["engine.tensor_parallel"] == 2
         assert run[3]["trainer.global_batch_size"] == tiny.GLOBAL_BATCH
         assert run[3]["accumulation"] == case[2]
+        ran(case[1], "tensor parallel")
 
 
 def test_a_checkpoint_of_cut_weights_goes_on_anywhere_and_back(tmp_path: Any) -> None:
@@ -119,6 +121,8 @@ def test_what_does_not_go_together_is_refused_before_anything_starts(
     config.data, config.optimizer = {"sequence_length": length}, {"_target_": optimizer}
     with pytest.raises(UserError, match=message):
         check_rules(config, 4)
+    if engine == "zero3":
+        ran(engine, "tensor parallel", "–")
     config.engine = replace(config.engine, sequence_parallel=1, tensor_parallel=1)
     config.trainer.micro_batch_size = 2
     check_rules(config, 4)

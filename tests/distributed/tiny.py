@@ -91,10 +91,18 @@ def adamw(model: nn.Module, lr: float = 1e-2) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=lr)
 
 
+OFFLOADED: dict[str, tuple[str, dict[str, Any]]] = {
+    "zero2_offload": ("zero2", {"offload_optimizer": "cpu"}),
+    "zero3_offload": ("zero3", {"offload_optimizer": "cpu", "offload_parameters": "cpu"}),
+}
+"""conf/engine's names for a stage with settings."""
+
+
 def config(engine: str, world_size: int, accumulation: int = 1, **changes: Any) -> RunConfig:
     """A run of `engine` with the global batch cut into `accumulation` micro-batches a rank."""
     precision = changes.pop("precision", "fp32")
-    of_engine = {key: changes.pop(key) for key in ("sharded_init", "extra", "bucket_size") if key in changes}
+    engine, offload = OFFLOADED.get(engine, (engine, {}))
+    of_engine = offload | {key: changes.pop(key) for key in ("sharded_init", "extra", "bucket_size") if key in changes}
     trainer = {"grad_clip": 0.2, "max_steps": 20, **changes}
     return RunConfig(
         run=Run(),

@@ -18,6 +18,7 @@ import pytest
 
 from bigtrain.errors import EXIT_STOPPED
 from tests.recipes.conftest import ENVIRONMENT, TINY, Run, metrics
+from tests.support import ran
 
 QUICK = [*TINY, "trainer.max_steps=4", "checkpoint.every=2", "trainer.log_every=1", "trainer.eval_every=null"]
 
@@ -64,6 +65,7 @@ def test_bigtrain_starts_it_with_the_launcher(launcher: str, bigtrain: Run, prep
     assert manifest["world_size"] == 2
     left = {path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")}
     assert left <= {".lock"}, left
+    ran(launcher, "real run")
 
 
 def test_torchrun_is_stopped_and_goes_on(bigtrain: Run, prepared: str, tmp_path: Path) -> None:
@@ -85,6 +87,8 @@ def test_torchrun_is_stopped_and_goes_on(bigtrain: Run, prepared: str, tmp_path:
     done = bigtrain("train", "run.dir=run", f"trainer.max_steps={stopped_at + 2}")
     assert f"going on from run/checkpoints/step_{stopped_at:08d}" in done.stdout
     assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, stopped_at + 3))
+    ran("torchrun", "real run")
+    ran("torchrun", "stopped, goes on")
 
 
 def test_a_requeued_worker_goes_on_from_the_run_folder_alone(bigtrain: Run, prepared: str, tmp_path: Path) -> None:

@@ -105,6 +105,8 @@ def test_a_signal_finishes_the_step_and_exits_75(number: int, bigtrain: Run, pre
     done = bigtrain("train", "run.dir=run", f"trainer.max_steps={stopped_at + 2}")
     assert f"going on from run/checkpoints/{checkpoint.name}" in done.stdout
     assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, stopped_at + 3))
+    ran("local", "real run")
+    ran("local", "stopped, goes on")
 
 
 def test_a_flipped_byte_is_named_and_the_checkpoint_before_it_used(

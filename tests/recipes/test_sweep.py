@@ -13,6 +13,7 @@ import pytest
 from bigtrain import sweep
 from bigtrain.launchers.sweep import Part, read_ledger
 from tests.recipes.conftest import TINY, Run, metrics
+from tests.support import ran
 
 QUICK = [*TINY, "trainer.log_every=1", "trainer.eval_every=null", "evaluation.report=false"]
 
@@ -32,6 +33,7 @@ def test_a_part_that_fails_stops_no_other_and_the_sweep_goes_on(bigtrain: Run, p
     assert "1 of 2 are done already" in again.stdout and "[2/2]" not in again.stdout
     assert [line["step"] for line in metrics(good)] == [1, 2, 3]
     assert json.loads((bad / "outcome.json").read_text()) == {"code": 0}
+    ran("sweep (-m)", "real run")
 
 
 def test_a_preempted_job_of_a_sweep_queues_itself_again_and_resumes(
@@ -63,3 +65,4 @@ def test_a_preempted_job_of_a_sweep_queues_itself_again_and_resumes(
         assert [line["step"] for line in metrics(Path(part.folder))] == list(range(1, steps + 1))
     checkpoints = sorted(folder.name for folder in Path(parts[0].folder, "checkpoints").iterdir())
     assert len(checkpoints) == 2 and checkpoints[-1] == "step_00000040"  # the other: where it was stopped
+    ran("sweep (-m)", "stopped, goes on")

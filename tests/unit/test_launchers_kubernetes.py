@@ -27,6 +27,7 @@ from bigtrain.launchers.base import Job
 from bigtrain.launchers.kubernetes import manifests, preflight, render
 from bigtrain.launchers.pod import commands
 from bigtrain.placement import Node, read_environment, read_node
+from tests.support import ran
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -125,6 +126,7 @@ def check_manifest(manifest: dict[str, Any]) -> None:
 def test_manifests_are_what_the_schemas_know(kind: str) -> None:
     for manifest in parts(kind) + parts(kind, "launcher.nodes=1", "launcher.gpus=null", "trainer.device=cpu"):
         check_manifest(manifest)
+    ran("kubernetes", "builder")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -269,9 +269,7 @@ def test_what_is_refused(words: list[str], expected: list[str]) -> None:
 
 
 def test_a_fault_says_where_it_came_from() -> None:
-    with pytest.raises(
-        UserError, match=r"unknown key .launcher.partion. \(from the command line: .*=a\)"
-    ):
+    with pytest.raises(UserError, match=r"unknown key .launcher.partion. \(from the command line: .*=a\)"):
         compose([*CPU, "launcher=slurm", "launcher.partion=a"])
     with pytest.raises(UserError, match="there is no launcher=slrum. Did you mean 'slurm'?"):
         compose([*CPU, "launcher=slrum"])
