@@ -24,6 +24,7 @@ from bigtrain.errors import UserError
 from bigtrain.launchers import plan
 from bigtrain.launchers.base import Job, Plan
 from bigtrain.launchers.cluster import parse_nodes, refuse
+from tests.support import ran
 
 CPU = ["recipe=quickstart", "trainer.device=cpu", "run.dir=r", "trainer.global_batch_size=96"]
 WORKER = ["bigtrain.train", "--run-dir", "r", "--trust", "mine.Model", "--report"]
@@ -374,3 +375,5 @@ assert len(plans) == 7 and "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    for name in set(Launcher.KINDS) - {"kubernetes"}:
+        ran(name, "builder")
