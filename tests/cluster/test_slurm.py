@@ -140,6 +140,8 @@ def test_a_node_without_power_is_one_restart(slurm: SlurmLab, project: Path, str
     for run in runs:
         run.job.order("go")
     slurm.boot("n2")
+    if not straight.lines():  # this test alone was asked for
+        sbatch(slurm, straight, "--gpus-per-node=0", "--time=10").wait_until_done()
     for run in runs:
         run.wait_until_done()
         assert run.restarts() == 1
