@@ -39,6 +39,10 @@ test: $(VENV)/.installed-test ## install, then run the whole default test suite
 test-cluster: $(VENV)/.installed-test ## test on real Slurm nodes and ssh hosts, made of namespaces (root on Debian; skips elsewhere)
 	@$(BIN)/python -m pytest tests/cluster $(ARGS)
 
+.PHONY: support
+support: $(VENV)/.installed-test ## write the README's support matrix from what the last tests ran
+	@$(BIN)/python -m tests.support
+
 .PHONY: check
 check: $(VENV)/.installed-dev ## formatting, lint, types (mypy strict) and import contracts
 	$(BIN)/ruff format --check .

@@ -30,8 +30,8 @@ GATHER_S = 1.0
 """How long rank 0 waits for a better reason than a lost connection or a broken collective."""
 GRACE_S = 3.0
 """How long a rank may take to end by itself once the cause is known."""
-SILENT_S = 5, 3, 4
-"""Keepalive: after 5 s without a word, a probe every 3 s; the machine counts as lost after 4 without an answer."""
+SILENT_S = 4, 2, 4
+"""Keepalive: after 4 s without a word, a probe every 2 s; the machine counts as lost after 4 without an answer."""
 
 _SECONDARY = re.compile(r"gloo|nccl|connection|broken pipe|timed? ?out|socket|store->|rank \d+ failed", re.IGNORECASE)
 

@@ -29,8 +29,10 @@ PACKAGES = {
     "sshd": "openssh-server",
     "ssh": "openssh-client",
     "pdsh": "pdsh",
+    "g++": "g++",
+    "/usr/include/libaio.h": "libaio-dev",
 }
-"""What the labs need: a command, and Debian's package with it."""
+"""What the tests here need: a command or a file, and Debian's package with it."""
 
 
 def run(*words: str, check: bool = True) -> str:
@@ -90,8 +92,8 @@ def lacks_here() -> str | None:
 
 
 def install(say: Callable[[str], None]) -> str | None:
-    """Install the packages whose commands are missing; why that failed, or None. No package is ever removed for it."""
-    missing = {command: package for command, package in PACKAGES.items() if shutil.which(command) is None}
+    """Install the packages of what is missing; why that failed, or None. No package is ever removed for it."""
+    missing = {what: package for what, package in PACKAGES.items() if not _is_there(what)}
     if not missing:
         return None
     say(f"installing {' '.join(missing.values())} (missing: {', '.join(missing)})")
@@ -110,8 +112,12 @@ def install(say: Callable[[str], None]) -> str | None:
     finally:
         if made:
             policy.unlink()
-    still = [command for command in missing if shutil.which(command) is None]
+    still = [what for what in missing if not _is_there(what)]
     return f"still missing after the install: {', '.join(still)}" if still else None
+
+
+def _is_there(what: str) -> bool:
+    return Path(what).exists() if what.startswith("/") else shutil.which(what) is not None
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def on_disk(ranks: Any, folder: str) -> dict[Any, Any]:
 
 @built
 def test_the_disk_changes_nothing(tmp_path: Path) -> None:
-    for found in run_on_ranks(on_disk, 2, str(tmp_path), timeout_s=600):
+    for found in run_on_ranks(on_disk, 2, str(tmp_path), timeout_s=1200):
         assert [case for case, right in found.items() if not right] == []
     assert list(tmp_path.iterdir()) == []
     for column in ("2 ranks", "bf16", "killed, resumed", "elastic"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import bigtrain
+from tests import support
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ["bigtrain", "bigtrain.config", "bigtrain.models", "bigtrain.data", "bigtrain.objectives", "bigtrain.optim"]
@@ -21,6 +23,10 @@ HEAVY = {"torch", "transformers", "datasets", "numpy", "deepspeed", "tokenizers"
 def test_version_is_the_same_everywhere() -> None:
     assert bigtrain.__version__ == metadata.version("bigtrain")
     assert f"## [{bigtrain.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_support_matrix_is_the_tests_own() -> None:
+    assert support.render(json.loads(support.KEPT.read_text(encoding="utf-8"))) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("room", ROOMS)
