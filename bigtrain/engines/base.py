@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bigtrain.checkpoint.fragments import Fragment
-from bigtrain.engines.activations import enable_activation_checkpointing as enable_activation_checkpointing
-from bigtrain.engines.activations import offloaded
+from bigtrain.engines.activations import activation_checkpointing, offloaded
 
 Batch = dict[str, Tensor]
 """A micro-batch: the first dimension of every tensor is the samples."""
@@ -81,7 +80,8 @@ class Engine(Protocol):
         """Put back what `scalars` returned; another engine's are taken as far as they are known."""
 
     def settings(self) -> dict[str, Any]:
-        """The effective settings, read back from the engine: what it does, not what it was told."""
+        """The effective settings, read back from the live objects: what the engine does, not what it was told. A dotted
+        key is a setting of the recipe and has the recipe's value (`effective.py` compares them); others are told."""
 
     def close(self) -> None:
         """Remove hooks and patches, so that another engine can be built in this process."""
@@ -113,6 +113,12 @@ class Step(nn.Module):
         autocast = torch.autocast(self._device, self.dtype if self._autocast else None, enabled=self._autocast)
         with autocast, offloaded(self.activation_offload):
             return self.objective.loss(self.model, batch)
+
+    def settings(self) -> dict[str, Any]:
+        """What it does with activations; see `Engine.settings`."""
+        kind = activation_checkpointing(self.model)
+        known = {} if kind is None else {"trainer.activation_checkpointing": kind}
+        return {"trainer.activation_offload": self.activation_offload} | known
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from bigtrain.checkpoint.fragments import Fragment
 from bigtrain.config.schema import RunConfig
 from bigtrain.distributed import Ranks
+from bigtrain.engines.activations import enable_activation_checkpointing
 from bigtrain.engines.base import (
     DTYPES,
     Batch,
@@ -24,7 +25,6 @@ from bigtrain.engines.base import (
     Scalar,
     Step,
     StepResult,
-    enable_activation_checkpointing,
     make_contiguous,
     remember_base_lr,
     set_lr,
@@ -97,14 +97,16 @@ class DeepSpeedEngine:
             place(settings, self._folder.path, self.model, ranks)
         if sharded:
             weights = shard(deepspeed, settings, self.model, self._dtype, ranks)
-        step = Step(self.model, objective, ranks.device, self._dtype, config.trainer.activation_offload)
+        self._step = Step(self.model, objective, ranks.device, self._dtype, config.trainer.activation_offload)
         if config.trainer.compile:
-            step.compile()
+            self._step.compile()
 
         set_lr(self.optimizer, 0.0)  # stage 0 in low precision takes a step to make the optimizer's state
         with silent():
             mesh = self._tensor.mesh if self._tensor else None
-            self._engine, *_ = deepspeed.initialize(model=step, optimizer=self.optimizer, config=settings, mpu=mesh)
+            self._engine, *_ = deepspeed.initialize(
+                model=self._step, optimizer=self.optimizer, config=settings, mpu=mesh
+            )
         if self._folder:
             read_aligned(self._engine.optimizer)
         if self._tensor:
@@ -181,7 +183,7 @@ class DeepSpeedEngine:
             "engine.tensor_parallel": self._tensor.size if self._tensor else 1,
             "world_size": self._engine.dp_world_size * (self._tensor.size if self._tensor else 1),
         }
-        return effective(self._engine, self.optimizer) | cut
+        return effective(self._engine, self.optimizer) | self._step.settings() | cut
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -16,7 +16,7 @@ from bigtrain.checkpoint.fragments import Fragment
 from bigtrain.config.schema import RunConfig
 from bigtrain.distributed import Ranks
 from bigtrain.engines import state
-from bigtrain.engines.activations import activation_checkpointing, enable_activation_checkpointing
+from bigtrain.engines.activations import enable_activation_checkpointing
 from bigtrain.engines.base import (
     DTYPES,
     Batch,
@@ -187,20 +187,17 @@ class PlainEngine:
         found: dict[str, Any] = {
             "engine.name": self._kind(),
             "trainer.grad_clip": self._clip,
-            "trainer.activation_offload": step.activation_offload,
             "precision.name": next(name for name, dtype in DTYPES.items() if dtype is step.dtype),
             "world_size": self.ranks.world_size,
             "device": str(self._parameters[0].device),
             "optimizer": type(self.optimizer).__name__,
             "lr": [group["initial_lr"] for group in self.optimizer.param_groups],
         }
-        if (kind := activation_checkpointing(self.model)) is not None:
-            found["trainer.activation_checkpointing"] = kind
         if self._scaler.is_enabled():
             found["precision.initial_loss_scale"] = self._scaler._init_scale
             found["precision.loss_scale_window"] = self._scaler.get_growth_interval()
             found["loss_scale"] = self._scaler.get_scale()
-        return found
+        return found | step.settings()
 
     def _kind(self) -> str:
         return "ddp" if isinstance(self._forward, DistributedDataParallel) else "local"
