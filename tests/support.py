@@ -26,7 +26,7 @@ ENGINES = {
              "zero3_nvme", "zeropp"],
     "columns": ["1 rank", "2 ranks", "3 ranks", "4 ranks", "bf16", "fp16", "selective", "full", "activations on host",
                 "sequence parallel", "tensor parallel", "second partition", "quantised messages", "Hugging Face",
-                "killed, resumed", "elastic"],
+                "resumed to the bit", "killed, resumed", "elastic"],
 }  # fmt: skip
 LAUNCHERS = {
     "rows": ["local", "torchrun", "deepspeed", "ssh", "slurm", "horovod", "kubernetes", "sweep (-m)"],

@@ -13,6 +13,7 @@ What DeepSpeed 0.19.8 needs or gets wrong, and what is done about it here:
 from __future__ import annotations
 
 import atexit
+import fcntl
 import math
 import os
 import resource
@@ -90,13 +91,20 @@ def build_async_io(ranks: Ranks) -> None:
                 f"offload to nvme needs {missing[0]}: {missing[1]}. Without it there is engine=zero3_offload."
             )
         folder = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / "async_io"
-        if not (folder / "async_io.so").exists():
-            say(f"compiling DeepSpeed's async_io in {folder}, once on this machine: a few minutes")
-        lock = folder / "lock"
-        if lock.exists():
-            say(f"{lock} is there: another process compiles it, or a killed one left it (see bigtrain doctor)")
-        with silent():
-            builder.load(verbose=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "bigtrain.lock").open("w") as ours:  # the kernel lets go of it when a build is killed
+            try:
+                fcntl.flock(ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"another process compiles DeepSpeed's async_io in {folder}: waiting for it")
+                fcntl.flock(ours, fcntl.LOCK_EX)
+            if (folder / "lock").exists():  # torch's, on which every later build would wait for ever
+                say(f"{folder / 'lock'} was left by a build that was killed: removed")
+                (folder / "lock").unlink()
+            if not (folder / "async_io.so").exists():
+                say(f"compiling DeepSpeed's async_io in {folder}, once on this machine: a few minutes")
+            with silent():
+                builder.load(verbose=False)
 
     run_on_first(build)
     with silent():

@@ -87,7 +87,7 @@ def test_the_disk_changes_nothing(tmp_path: Path) -> None:
     for found in run_on_ranks(on_disk, 2, str(tmp_path), timeout_s=1200):
         assert [case for case, right in found.items() if not right] == []
     assert list(tmp_path.iterdir()) == []
-    for column in ("2 ranks", "bf16", "killed, resumed", "elastic"):
+    for column in ("2 ranks", "bf16", "resumed to the bit", "elastic"):
         ran("zero3_nvme", column)
 
 

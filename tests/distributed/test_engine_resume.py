@@ -12,6 +12,7 @@ from torch import nn
 from tests.distributed import tiny
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.test_engine_losses import engines
+from tests.support import ran
 
 
 class Counting(torch.optim.Optimizer):
@@ -145,3 +146,4 @@ def test_resumed_is_never_stopped(world_size: int) -> None:
             ends = [0, *(end for _, end in sorted(slices))]
             assert [start for start, _ in sorted(slices)] == ends[:-1], (case, name, key, slices)
             assert ends[-1] == torch.Size(shapes[name]).numel(), (case, name, key, slices)
+        ran(case[0], "resumed to the bit")

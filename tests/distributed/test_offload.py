@@ -96,3 +96,5 @@ def chains(ranks: Any) -> dict[Any, bool]:
 def test_resume_is_exact_and_any_engine_goes_on() -> None:
     for found in run_on_ranks(chains, 2):
         assert [case for case, right in found.items() if not right] == []
+    for engine in ("zero2_offload", "zero3_offload"):
+        ran(engine, "resumed to the bit")
