@@ -140,7 +140,7 @@ class Watch:
 
 
 def _told(cause: Cause) -> str:
-    return f"{cause}. The run was ended on every rank; its last checkpoint stands."
+    return f"{cause}. The run was ended on every rank; what was saved before stands."
 
 
 def _keep_alive(connection: socket.socket) -> None:

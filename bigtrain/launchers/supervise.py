@@ -126,8 +126,8 @@ def _verdict(codes: Sequence[int], failed: Sequence[int], processes: Sequence[Pr
     others = "; the others were stopped" if len(processes) > 1 else ""
     print(f"bigtrain: {processes[first].name or f'rank {first}'} {how}{others}.", file=sys.stderr)
     log = processes[first].output
-    if log is not None and log.is_file():
-        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
+    tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:] if log and log.is_file() else []
+    if tail:
         print("\n".join([f"The end of {log}:", *(f"  {line}" for line in tail)]), file=sys.stderr)
     return EXIT_USER if code == EXIT_USER else EXIT_FAILED
 
