@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,10 +25,16 @@ from bigtrain.errors import UserError
 log = logging.getLogger("bigtrain.deepspeed")
 
 
+def extensions_folder() -> Path:
+    """Where DeepSpeed's ops are compiled: for this torch in this environment, as another's would be compiled again."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    environment = f"{torch.__version__}-{zlib.crc32(sys.prefix.encode()):08x}"
+    return cache / "bigtrain" / "torch_extensions" / environment
+
+
 def import_deepspeed(device: torch.device) -> ModuleType:
     """DeepSpeed, for this device: its loggers speak to the rank's log only, and nothing is compiled on a CPU."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bigtrain" / "torch_extensions"
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache))
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_folder()))
     os.environ["DS_ACCELERATOR"] = device.type  # chosen already; else a CPU beside idle GPUs would not be taken
     with silent():
         import deepspeed

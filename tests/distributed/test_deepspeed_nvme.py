@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from bigtrain.engines.deepspeed_start import extensions_folder
 from tests.distributed import deepspeed_runs as runs
 from tests.distributed import tiny
 from tests.distributed.ranks import run_on_ranks
 from tests.support import ran
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bigtrain" / "torch_extensions"
-FOLDER = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or CACHE)
+FOLDER = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or extensions_folder())
 built = pytest.mark.skipif(
     not (FOLDER / "async_io" / "async_io.so").exists() and os.environ.get("BIGTRAIN_COMPILE") != "1",
     reason="DeepSpeed's async_io is not compiled here (10 minutes of one core): BIGTRAIN_COMPILE=1 compiles it, with "
