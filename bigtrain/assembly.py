@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigtrain.config.components import build
-from bigtrain.config.rules import accumulation
+from bigtrain.config.rules import accumulation, held_out_samples
 from bigtrain.config.schema import RunConfig
 from bigtrain.errors import UserError
 
@@ -64,7 +64,7 @@ class DataBatches:
             micro_batch_size=self.config.trainer.micro_batch_size,
             rank=self.ranks.data_rank,
             world_size=self.ranks.data_ranks,
-            max_batches=self.config.trainer.eval_batches,
+            max_samples=held_out_samples(self.config),
         )
 
 

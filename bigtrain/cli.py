@@ -34,9 +34,12 @@ Most used:
   run.dir=DIR                   the run folder; the same one again goes on from its newest intact checkpoint
   trainer.max_steps=N           or trainer.epochs=N, or trainer.max_tokens=N
   trainer.global_batch_size=N   samples a step over all ranks;  trainer.micro_batch_size=N at once on one rank
-  engine=zero2                  local ddp zero0 zero1 zero2 zero3;  precision=bf16  fp32 bf16 fp16
+  engine=zero2                  local ddp fsdp horovod zero0 zero1 zero2 zero3 zero2_offload zero3_offload zero3_nvme
+                                zeropp
+  precision=bf16                fp32 bf16 fp16
   launcher.processes=N          ranks on this machine, or on each node
-  launcher=torchrun             local torchrun deepspeed ssh horovod slurm;  launcher.hostfile=FILE for several machines
+  launcher=torchrun             local torchrun deepspeed ssh horovod slurm kubernetes
+  launcher.hostfile=FILE        the machines, for deepspeed, ssh and horovod
   data.path=PATH                file, folder, glob or hub name;  data.sequence_length=N
   model=llama_1b                model.path=DIR for pretrained weights
   optimizer.lr=X  schedule.warmup_steps=N  seed=N  checkpoint.every=N  tracker=wandb

@@ -13,6 +13,7 @@ from typing import Any
 
 from bigtrain.config.components import build
 from bigtrain.config.compose import Composer, compose_data
+from bigtrain.config.rules import held_out_samples
 from bigtrain.config.schema import Component
 from bigtrain.errors import EXIT_DONE, UserError, nearest
 from bigtrain.telemetry.progress import console, say
@@ -195,12 +196,12 @@ def choose_split(data: Any, whole: bool) -> tuple[Any, str]:
 
 
 def _first(trained: Trained, samples: Any, what: str) -> tuple[Any, str]:
-    """As many samples as all ranks of the training looked at in an evaluation (`trainer.eval_batches` on each)."""
+    """As many samples as an evaluation of the training looked at (`trainer.eval_batches`)."""
     from torch.utils.data import Subset
 
-    assert trained.config is not None and trained.checkpoint is not None
-    trainer, ranks = trained.config.trainer, trained.checkpoint.manifest.world_size
-    size = len(samples) if trainer.eval_batches is None else trainer.eval_batches * trainer.micro_batch_size * ranks
+    assert trained.config is not None
+    limit = held_out_samples(trained.config)
+    size = len(samples) if limit is None else limit
     if size >= len(samples):
         return samples, what
     return Subset(samples, range(size)), f"the first {size} of {len(samples)} samples of {what}"

@@ -58,7 +58,7 @@ def submit(argv: Sequence[str]) -> int:
     composed = compose(words)
     job = _job(composed, words)
     if "--dry-run" in argv:
-        steps = plan(preflight.look(job) if job.hosts else job)
+        steps = plan(job)
         if isinstance(composed.config.launcher, Kubernetes):  # as `kubectl apply -f -` reads it
             steps = replace(steps, processes=[])
         print(shown(steps))

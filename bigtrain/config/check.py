@@ -131,7 +131,7 @@ def check_fields(values: Any, schema: type, key: str, origin: Origin = nowhere) 
             raise UserError(f"{prefix}name: there is no '{name}'{origin(f'{prefix}name')}.{nearest(str(name), kinds)}")
         schema = kinds[name]
     hints = typing.get_type_hints(schema)
-    refuse_unknown(values, hints, key, origin)
+    refuse_unknown(values, [field.name for field in dataclasses.fields(schema)], key, origin)
     missing = [
         field.name
         for field in dataclasses.fields(schema)

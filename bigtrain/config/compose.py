@@ -11,7 +11,7 @@ import datetime
 import re
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +243,9 @@ def compose(arguments: Sequence[str], world_size: int | None = None) -> Composed
     recipe = next((text.partition("=")[2] for text in choices if text.startswith("recipe=")), None)
     given_dir = values["run.dir"].partition("=")[2] if "run.dir" in values else None
     if given_dir and (Path(given_dir) / "config.yaml").is_file():
+        own = load_frozen(Path(given_dir) / "config.yaml").get("run", {}).get("name")
+        if recipe is None and choices and own in composer.options("recipe"):  # engine=fsdp alone: of the run's recipe
+            overrides, recipe = [*overrides, f"recipe={own}"], own
         return _go_on(composer, overrides, Path(given_dir) / "config.yaml", recipe, world_size)
     if recipe is None:
         raise UserError(f"which recipe? Say recipe=NAME.{nearest('', composer.options('recipe'))}")
@@ -334,15 +337,23 @@ def _go_on(
         OmegaConf.update(new, str(key), value, force_add=True)
     raw = _plain(new)
     _one_end(raw, values)
-    changed = [f"changed since the run began: {line}" for line in _differences(old, raw)]
+    new_config = _filled(raw, composer.origin(overrides))
+    now = asdict(new_config)
+    changed = [f"changed since the run began: {line}" for line in _differences(asdict(_filled(old)), now)]
     kept = [
         f"kept from the run: {line.replace(' -> ', ' in the recipe, here ', 1)}"
-        for line in (_differences(fresh, raw) if fresh else [])
+        for line in (_differences(asdict(_filled(fresh)), now) if fresh else [])
     ]
     theirs = [str(part["_target_"]) for part in _targets_in(fresh)]
     theirs += [str(value) for key, value in typed.items() if str(key).endswith("._target_")]
-    refuse_untrusted(check_fields(raw, RunConfig, ""), str(frozen), theirs)
+    refuse_untrusted(new_config, str(frozen), theirs)
     return Composed(checked(raw, composer.origin(overrides), world_size), raw, changed + kept)
+
+
+def _filled(raw: dict[str, Any], origin: Origin = nowhere) -> RunConfig:
+    """With the defaults of what is not there, so that two configurations can be compared."""
+    config: RunConfig = check_fields(copy.deepcopy(raw), RunConfig, "", origin)
+    return config
 
 
 def _value(text: str) -> Any:

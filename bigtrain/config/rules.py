@@ -27,6 +27,12 @@ def replicas(engine: Engine) -> int:
     return engine.sequence_parallel * engine.tensor_parallel
 
 
+def held_out_samples(config: RunConfig) -> int | None:
+    """How many held-out samples an evaluation looks at, whatever the number of ranks; None: all."""
+    trainer = config.trainer
+    return None if trainer.eval_batches is None else trainer.eval_batches * trainer.global_batch_size
+
+
 def accumulation(trainer: Trainer, data_ranks: int) -> int:
     """Micro-batches a rank a step, on `data_ranks` ranks (or groups of ranks) with samples of their own; a `UserError`
     where the global batch does not divide."""

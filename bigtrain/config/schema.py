@@ -53,7 +53,7 @@ class Trainer:
     eval_every: int | None = None
     """Steps between two evaluations on the held-out split; null: at the end only."""
     eval_batches: int | None = None
-    """Micro-batches a rank an evaluation; null: the whole held-out split."""
+    """Batches of `global_batch_size` samples an evaluation, on however many ranks; null: the whole held-out split."""
     grad_clip: float | None = 1.0
     """Largest global L2 norm of the gradient; null: no clipping."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"

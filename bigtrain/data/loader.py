@@ -87,7 +87,7 @@ def eval_batches(
     micro_batch_size: int,
     rank: int = 0,
     world_size: int = 1,
-    max_batches: int | None = None,
+    max_samples: int | None = None,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """One pass over a held-out set, in its own order: each sample once over all ranks, as many batches on each rank.
@@ -100,17 +100,17 @@ def eval_batches(
         micro_batch_size: samples a batch.
         rank: this rank, in [0, world_size).
         world_size: data-parallel ranks.
-        max_batches: end after this many batches a rank.
+        max_samples: only the first so many, over all ranks.
         pin_memory: as in `batches`.
 
     Raises:
         UserError: samples have to be filled up, but have no `labels` to say that they do not count.
     """
     a_round = micro_batch_size * world_size
-    rounds = -(-len(dataset) // a_round)
-    for b in range(rounds if max_batches is None else min(rounds, max_batches)):
+    count = len(dataset) if max_samples is None else min(len(dataset), max_samples)
+    for b in range(-(-count // a_round)):
         start = b * a_round + rank * micro_batch_size
-        samples = [dataset[i] for i in range(start, min(start + micro_batch_size, len(dataset)))]
+        samples = [dataset[i] for i in range(start, min(start + micro_batch_size, count))]
         if len(samples) < micro_batch_size:
             samples += [_without_targets(dataset[0])] * (micro_batch_size - len(samples))
         batch = collate(samples)

@@ -92,8 +92,8 @@ class DeepSpeedEngine:
         self.base_lr = remember_base_lr(self.optimizer)
         self._folder: Folder | None = None
         if uses_disk(config.engine):
+            self._folder = Folder(str(config.engine.nvme_path), ranks)  # before minutes of compiling
             build_async_io(ranks)
-            self._folder = Folder(str(config.engine.nvme_path), ranks)
             place(settings, self._folder.path, self.model, ranks)
         if sharded:
             weights = shard(deepspeed, settings, self.model, self._dtype, ranks)

@@ -77,7 +77,7 @@ def body(job: Job, launcher: Slurm) -> str:
     exports = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in launcher.environment.items())
     setup = "".join(f"{line}\n" for line in launcher.setup)
     return f"""\
-# Started by `bigtrain train`. Slurm warns with SIGUSR1 before the time limit and on preemption: `{STOP}` in the run
+# Written by bigtrain. Slurm warns with SIGUSR1 before the time limit and on preemption: `{STOP}` in the run
 # folder asks the ranks to finish their step and write a checkpoint; `{EXIT}` says how they ended.
 set -euo pipefail
 run_dir={shlex.quote(str(folder))}

@@ -137,3 +137,13 @@ def test_a_second_process_in_the_same_run_folder_is_refused(bigtrain: Run, prepa
     finally:
         first.send_signal(signal.SIGTERM)
         assert first.wait(timeout=60) == EXIT_STOPPED
+
+
+def test_another_engine_goes_on_with_the_run_folder_alone(bigtrain: Run, prepared: str, tmp_path: Path) -> None:
+    words = ["train", *BASE, prepared, "engine=ddp", "launcher.processes=1", "run.dir=run"]
+    bigtrain(*words, "trainer.max_steps=4")
+    done = bigtrain("train", "run.dir=run", "engine=fsdp", "launcher.processes=2", "trainer.max_steps=5")
+    changed = [line for line in done.stdout.splitlines() if line.startswith("changed since the run began: engine")]
+    assert changed == ["changed since the run began: engine.name: ddp -> fsdp"]
+    assert "was written by 1 ranks and read by 2: the random states of the ranks (dropout) start anew" in done.stdout
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]

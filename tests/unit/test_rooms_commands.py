@@ -84,9 +84,9 @@ def test_evaluate_says_what_training_said(home: Path) -> None:
         assert (found.step, found.tokens) == (line["step"], line["tokens"])
         assert found.loss == pytest.approx(line["loss"], abs=1e-5)
         assert found.metrics["perplexity"] == pytest.approx(line["perplexity"], rel=1e-5)
-        assert found.targets == 3 * 2 * 2 * 32  # batches of two samples on two ranks
+        assert found.targets == 3 * 8 * 32  # batches of eight samples, however many ranks
     odd = evaluate("run", batch_size=5, device="cpu")
-    assert odd.loss == pytest.approx(last["loss"], abs=1e-5) and odd.targets == 384
+    assert odd.loss == pytest.approx(last["loss"], abs=1e-5) and odd.targets == 768
 
 
 def test_evaluate_prints_a_table_or_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +96,7 @@ def test_evaluate_prints_a_table_or_json(home: Path, capsys: pytest.CaptureFixtu
     assert [text.index(word) for word in ("step", "tokens", "loss", "perplexity")] == sorted(
         text.index(word) for word in ("step", "tokens", "loss", "perplexity")
     )
-    assert f"{line['loss']:.5f}" in text and "the first 12 of" in text
+    assert f"{line['loss']:.5f}" in text and "the first 24 of" in text
     assert evaluate_main(["run", "--device", "cpu", "--json", "task=language_modelling"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["loss"] == pytest.approx(line["loss"], abs=1e-5) and found["step"] == 8
@@ -131,7 +131,7 @@ def test_evaluate_on_another_text_is_the_mean_over_all_of_it(home: Path, trained
     for path in ("run", "run/export"):
         words = ["data.path=other.txt", "data.cache=cache2", "data.sequence_length=32"]
         found = evaluate(path, overrides=words, device="cpu")
-        assert found.targets == targets == len(ids) - 1 > 384  # all of it, not trainer.eval_batches
+        assert found.targets == targets == len(ids) - 1 > 768  # all of it, not trainer.eval_batches
         assert found.loss == pytest.approx(wanted / targets, abs=1e-5)
 
 

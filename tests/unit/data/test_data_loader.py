@@ -146,19 +146,19 @@ def test_a_batch_that_does_not_divide_or_an_empty_set() -> None:
 
 
 @settings(deadline=None)
-@given(n=st.integers(1, 40), world=st.integers(1, 5), micro=st.integers(1, 5))
-def test_evaluation_sees_each_sample_once_and_ranks_stay_in_step(n: int, world: int, micro: int) -> None:
-    ranks = [list(eval_batches(Numbers(n), micro_batch_size=micro, rank=r, world_size=world)) for r in range(world)]
+@given(n=st.integers(1, 40), world=st.integers(1, 5), micro=st.integers(1, 5), most=st.none() | st.integers(1, 50))
+def test_evaluation_sees_each_sample_once_and_ranks_stay_in_step(
+    n: int, world: int, micro: int, most: int | None
+) -> None:
+    """The same samples, however many ranks share them, and however many at once."""
+    ranks = [
+        list(eval_batches(Numbers(n), micro_batch_size=micro, rank=r, world_size=world, max_samples=most))
+        for r in range(world)
+    ]
     assert len({len(of) for of in ranks}) == 1
     assert all(len(batch["labels"]) == micro for of in ranks for batch in of)
     seen = [int(label) for of in ranks for batch in of for label in batch["labels"].flatten() if label != -100]
-    assert sorted(seen) == list(range(n))
-
-
-def test_evaluation_of_a_few_batches() -> None:
-    ranks = [list(eval_batches(Numbers(40), micro_batch_size=3, rank=r, world_size=2, max_batches=2)) for r in (0, 1)]
-    assert [b["id"].tolist() for b in ranks[0]] == [[0, 1, 2], [6, 7, 8]]
-    assert [b["id"].tolist() for b in ranks[1]] == [[3, 4, 5], [9, 10, 11]]
+    assert sorted(seen) == list(range(n if most is None else min(n, most)))
 
 
 def test_evaluation_cannot_fill_up_without_labels() -> None:
