@@ -47,6 +47,8 @@ def check(value: Any, annotation: Any, key: str, origin: Origin = nowhere) -> An
     if annotation is Any:
         return value
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        if isinstance(value, annotation):  # checked before
+            return value
         return check_fields(value, annotation, key, origin)
     kind, options = get_origin(annotation), get_args(annotation)
     if kind in (Union, types.UnionType):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from bigtrain.config.check import Origin, check, nowhere, refuse_unknown
@@ -24,6 +26,8 @@ ROOMS = {
     "schedule": "bigtrain.optim",
     "tracker": "bigtrain.telemetry",
 }
+NESTED = {"data.clean": "bigtrain.data.clean", "data.domains": "bigtrain.data.clean"}
+"""Settings that hold components themselves, at any depth."""
 
 
 FILLED = {"model": ("vocab_size",)}
@@ -36,11 +40,27 @@ def components(config: RunConfig) -> dict[str, Component]:
     return single | {f"tracker.{name}": tracker for name, tracker in config.tracker.items()}
 
 
+def nested(value: Any, key: str) -> Iterator[tuple[str, Component]]:
+    """The components among the settings of a component, by their dotted keys (`data.clean[0]`)."""
+    named: dict[str, Any] = value if isinstance(value, dict) else {}
+    if is_dataclass(value):
+        named = {field.name: getattr(value, field.name) for field in fields(value)}
+    listed = value if isinstance(value, list | tuple) else ()
+    inside = [
+        *((f"{key}.{n}", item) for n, item in named.items()),
+        *((f"{key}[{n}]", item) for n, item in enumerate(listed)),
+    ]
+    for at, item in inside:
+        if isinstance(item, dict) and "_target_" in item:
+            yield at, item
+        yield from nested(item, at)
+
+
 def target_of(component: Component, key: str, origin: Origin = nowhere) -> str:
     """The component's `_target_`; a `UserError` where there is none."""
     target = component.get("_target_")
     if not isinstance(target, str):
-        room = ROOMS[key.split(".")[0]]
+        room = NESTED.get(re.split(r"\[", key)[0], ROOMS[re.split(r"[.\[]", key)[0]])
         raise UserError(f"{key} needs a _target_, such as {room}.NAME{origin(key)}.")
     return target
 
@@ -48,7 +68,7 @@ def target_of(component: Component, key: str, origin: Origin = nowhere) -> str:
 def shipped(target: str) -> bool:
     """Whether bigtrain ships `target` as a component: named in the `__all__` of one of its rooms."""
     room, _, name = target.rpartition(".")
-    return room in ROOMS.values() and name in importlib.import_module(room).__all__
+    return room in (*ROOMS.values(), *NESTED.values()) and name in importlib.import_module(room).__all__
 
 
 def refuse_untrusted(config: RunConfig, source: str, trusted: Collection[str]) -> None:
@@ -59,7 +79,9 @@ def refuse_untrusted(config: RunConfig, source: str, trusted: Collection[str]) -
 
 def refuse_untrusted_component(component: Component, key: str, source: str, trusted: Collection[str]) -> None:
     """The same for one component, where a command needs no more of a run than that."""
-    target, room = target_of(component, key), ROOMS[key.split(".")[0]]
+    for at, inner in nested(component, key):
+        refuse_untrusted_component(inner, at, source, trusted)
+    target, room = target_of(component, key), ROOMS[re.split(r"[.\[]", key)[0]]
     if target not in trusted and not (shipped(target) and target.startswith(room + ".")):
         raise UserError(
             f"{source} names {key}._target_={target}, which {room} does not ship, and a run folder's word is not "
@@ -116,6 +138,8 @@ def check_component(component: Component, key: str, positional: int, origin: Ori
         name: check(value, _annotation(function, signature, name), f"{key}.{name}", origin)
         for name, value in settings.items()
     }
+    for at, inner in nested(checked, key):
+        inner.update(check_component(inner, at, 0, origin))
     return {"_target_": target} | checked
 
 

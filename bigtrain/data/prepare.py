@@ -127,7 +127,7 @@ def _write(settings: Preparation, sources: Sequence[Source], folder: Path, worke
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         if settings.tokenizer is None:
-            reader = _reader(settings, sources)
+            reader = Reader(sources, settings.corpus.reading)
             task = progress.add_task("training the tokenizer", total=reader.total, note="")
 
             def training_texts() -> Iterator[str]:
@@ -143,7 +143,7 @@ def _write(settings: Preparation, sources: Sequence[Source], folder: Path, worke
         encoder = tokenizers_.Encoder(folder / "tokenizer")
         token_type = _token_type(settings.token_type, encoder.vocab_size)
 
-        reader = _reader(settings, sources)
+        reader = Reader(sources, settings.corpus.reading)
         task = progress.add_task("tokenising", total=reader.total, note="")
         writers = {split: ShardWriter(folder, split, token_type, settings.shard_tokens) for split in (TRAIN, EVAL)}
         documents = divide(iter(reader), settings.held_out, settings.seed)
@@ -158,7 +158,7 @@ def _write(settings: Preparation, sources: Sequence[Source], folder: Path, worke
     splits = {split: writer.close() for split, writer in writers.items()}
     if not splits[TRAIN]["documents"]:
         raise UserError(
-            f"data.path={', '.join(settings.path)} holds no text: {reader.empty:,} empty documents, "
+            f"data.path={', '.join(settings.corpus.path)} holds no text: {reader.empty:,} empty documents, "
             f"{reader.broken:,} broken records."
         )
     manifest = Manifest(
@@ -197,18 +197,6 @@ def _tell(console: Console, manifest: Manifest, settings: Preparation) -> None:
         )
     if settings.held_out and not held["documents"]:
         console.print("data: one document only, nothing is held out (data.document_separator could cut it).")
-
-
-def _reader(settings: Preparation, sources: Sequence[Source]) -> Reader:
-    return Reader(
-        sources,
-        text_column=settings.text_column,
-        document_separator=settings.document_separator,
-        skip_broken=settings.skip_broken,
-        name=settings.name,
-        split=settings.split,
-        revision=settings.revision,
-    )
 
 
 def _token_type(wanted: str, vocab_size: int) -> str:

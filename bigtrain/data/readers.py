@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+from bigtrain.data.settings import Reading
 from bigtrain.data.sources import HUB, JSONL, PARQUET, Source
 from bigtrain.errors import UserError, nearest
 
@@ -25,20 +26,10 @@ LOOKAHEAD = 1024
 class Reader:
     """Iterates over the documents of `sources`, in order. Memory: one document, and one block of its file."""
 
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        *,
-        text_column: str,
-        document_separator: str | None,
-        skip_broken: bool,
-        name: str | None = None,
-        split: str = "train",
-        revision: str | None = None,
-    ) -> None:
-        self.sources, self.text_column, self.skip_broken = sources, text_column, skip_broken
-        self.separator = re.compile(document_separator) if document_separator is not None else None
-        self.hub = (name, split, revision)
+    def __init__(self, sources: Sequence[Source], reading: Reading) -> None:
+        self.sources, self.text_column, self.skip_broken = sources, reading.text_column, reading.skip_broken
+        self.separator = re.compile(reading.document_separator) if reading.document_separator is not None else None
+        self.hub = (reading.name, reading.split, reading.revision)
         self.total = sum(source.size for source in sources) if all(s.kind != HUB for s in sources) else None
         """Bytes of all sources; None where the hub does not say."""
         self.consumed = 0

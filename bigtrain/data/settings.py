@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,20 +30,76 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Preparation:
-    """The settings of `bigtrain.data.text` that the shards depend on; what they mean is told there."""
+class Reading:
+    """How sources become documents; what the settings mean is told in `bigtrain.data.text`."""
+
+    text_column: str = "text"
+    document_separator: str | None = None
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    max_documents: int | None = None
+    skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_documents is not None and self.max_documents < 1:
+            raise UserError(f"data.max_documents={self.max_documents}: at least 1.")
+        try:
+            re.compile(self.document_separator or "")
+        except re.error as error:
+            raise UserError(
+                f"data.document_separator={self.document_separator!r} is not a regular expression: {error}."
+            ) from error
+
+
+@dataclass(slots=True)
+class Domain:
+    """One part of a mixture. What is null is as `data` itself says."""
+
+    path: str | list[str]
+    weight: float | None = None
+    """Its share of the training tokens; the shares sum to 1. Null for all: by their sizes."""
+    epochs: float | None = None
+    """Passes after which it has run dry (`when_dry=stop` and `rebalance`); null: 1."""
+    text_column: str | None = None
+    document_separator: str | None = None
+    name: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    max_documents: int | None = None
+    clean: list[dict[str, Any]] | None = None
+
+
+@dataclass(slots=True)
+class Stage:
+    """From `from_tokens` trained tokens on, other weights."""
+
+    from_tokens: int
+    weights: dict[str, float]
+    """Of every domain by name; a domain left out has weight 0. They sum to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Which documents there are: read, without those that are excluded, cleaned."""
 
     path: tuple[str, ...]
+    reading: Reading = field(default_factory=Reading)
+    clean: tuple[dict[str, Any], ...] = ()
+    """Steps: components of `bigtrain.data.clean`, or anyone's."""
+    exclude: str | None = None
+    """A file of documents that are left out before anything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """The settings of `bigtrain.data.text` that the shards of one corpus depend on; what they mean is told there."""
+
+    corpus: Corpus
     tokenizer: str | None
     vocab_size: int
-    text_column: str
-    document_separator: str | None
     held_out: float
-    name: str | None
-    split: str
-    revision: str | None
     seed: int
-    skip_broken: bool
     token_type: Literal["auto", "uint16", "uint32"]
     shard_tokens: int
 
@@ -57,17 +113,11 @@ class Preparation:
             )
         if self.shard_tokens < 1:
             raise UserError(f"data.shard_tokens={self.shard_tokens}: at least 1.")
-        try:
-            re.compile(self.document_separator or "")
-        except re.error as error:
-            raise UserError(
-                f"data.document_separator={self.document_separator!r} is not a regular expression: {error}."
-            ) from error
 
     def fingerprint(self, sources: Sequence[Source]) -> str:
         """A hash of the settings, of the tokenizer's files, and of name, size and time of every source."""
         settings: dict[str, Any] = asdict(self)
-        del settings["path"]
+        del settings["corpus"]["path"]
         if self.tokenizer is not None:
             del settings["vocab_size"]
             settings["tokenizer"] = _files_hash(Path(self.tokenizer).expanduser()) or self.tokenizer

@@ -27,7 +27,7 @@ class TextData:
         preparation: Preparation,
         *,
         sequence_length: int,
-        packing: Literal["concat", "none"],
+        packing: Literal["concat", "best_fit", "none"],
         document_masks: bool = False,
         cache: str,
         workers: int | None,
@@ -123,12 +123,12 @@ class TextData:
 
     @cached_property
     def _sources(self) -> list[Source]:
-        return find_sources(self.preparation.path)
+        return find_sources(self.preparation.corpus.path)
 
     @cached_property
     def _is_prepared(self) -> Path | None:
         """`data.path`, where that is a folder which bigtrain prepared."""
-        path = Path(self.preparation.path[0]).expanduser() if len(self.preparation.path) == 1 else None
+        path = Path(self.preparation.corpus.path[0]).expanduser() if len(self.preparation.corpus.path) == 1 else None
         manifest = path / "manifest.json" if path else None
         return path if manifest and manifest.is_file() and FORMAT in manifest.read_text(errors="replace") else None
 

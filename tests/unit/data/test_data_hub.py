@@ -40,7 +40,7 @@ def hub(chapters: list[str], prepared: TextData, tmp_path_factory: pytest.TempPa
 def prepare(make: Make, home: Path, endpoint: str, offline: bool = False, **settings: Any) -> str:
     """Prepares in a process of its own, which is told of this hub; returns the fingerprint, or what was wrong."""
     data = make(**settings)
-    given = {"path": data.preparation.path[0], "sequence_length": 64, "vocab_size": 512, "held_out": 0.1}
+    given = {"path": data.preparation.corpus.path[0], "sequence_length": 64, "vocab_size": 512, "held_out": 0.1}
     given |= {"cache": str(data.cache), **settings}
     process = python(
         f"""

@@ -85,7 +85,7 @@ def test_no_work_is_done_twice_and_nothing_heavy_is_imported_for_it(
     before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
     code = f"""
 import sys, bigtrain.data
-data = bigtrain.data.text(path={first.preparation.path[0]!r}, sequence_length=32, vocab_size=512, held_out=0.1,
+data = bigtrain.data.text(path={first.preparation.corpus.path[0]!r}, sequence_length=32, vocab_size=512, held_out=0.1,
                           cache={str(first.cache)!r})
 assert not {{'numpy', 'torch'}} & set(sys.modules), 'the door is heavy'
 data.prepare()

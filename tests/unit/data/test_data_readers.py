@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bigtrain.data import readers
 from bigtrain.data.readers import Reader, cut
+from bigtrain.data.settings import Reading
 from bigtrain.data.sources import find_sources
 from bigtrain.errors import UserError
 
@@ -24,8 +25,7 @@ TEXTS = ["Call me Ishmael.", "naïve – 日本語 🐳\r\nsecond line\n", "a" *
 
 
 def read(*paths: Path | str, **settings: Any) -> tuple[list[str], Reader]:
-    defaults: dict[str, Any] = {"text_column": "text", "document_separator": None, "skip_broken": False}
-    reader = Reader(find_sources([str(path) for path in paths]), **defaults | settings)
+    reader = Reader(find_sources([str(path) for path in paths]), Reading(**settings))
     return list(reader), reader
 
 
