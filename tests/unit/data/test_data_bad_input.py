@@ -137,8 +137,8 @@ if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     bigtrain.data.text(path={data.preparation.corpus.path[0]!r}, sequence_length=64,
-                       vocab_size={data.preparation.vocab_size}, tokenizer={data.preparation.tokenizer!r}, held_out=0.1, cache={str(cache)!r},
-                       workers={data.workers!r}).prepare()
+                       vocab_size={data.preparation.vocab_size}, tokenizer={data.preparation.tokenizer!r}, held_out=0.1,
+                       cache={str(cache)!r}, workers={data.workers!r}).prepare()
 except UserError as error:
     print(error)
 """
