@@ -123,6 +123,8 @@ class Shards:
 
     def __init__(self, folder: Path, token_type: str, entry: SplitEntry) -> None:
         self.documents, self.tokens = entry["documents"], entry["tokens"]
+        self.index_sha256 = entry["index"]["sha256"]
+        """Names where the documents end."""
         dtype = np.dtype(token_type).newbyteorder("<")
         self._starts = [0, *accumulate(shard["bytes"] // dtype.itemsize for shard in entry["shards"])]
         """First token of each shard, and the end of the last."""
@@ -153,6 +155,10 @@ class Shards:
         """First token of a document, and the one after its last."""
         ends = self._ends()
         return (int(ends[document - 1]) if document else 0), int(ends[document])
+
+    def ends(self, first: int, last: int) -> NDArray[np.int64]:
+        """Of the documents [first, last): the token after each one's last, a new array."""
+        return self._ends()[first:last].astype(np.int64)
 
     def documents_of(self, start: int, stop: int) -> NDArray[np.int64]:
         """Of each of the tokens [start, stop): the number of its document in the split."""
