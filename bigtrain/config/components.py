@@ -139,8 +139,17 @@ def check_component(component: Component, key: str, positional: int, origin: Ori
         for name, value in settings.items()
     }
     for at, inner in nested(checked, key):
-        inner.update(check_component(inner, at, 0, origin))
+        itself = takes_text(resolve(target_of(inner, at, origin), at, origin))
+        inner.update(check_component(inner, at, int(itself), origin))
     return {"_target_": target} | checked
+
+
+def takes_text(function: Callable[..., Any]) -> bool:
+    """Whether a nested component is the step itself, `f(text, **settings)`, and not what makes one of its settings."""
+    try:
+        return next(iter(inspect.signature(function).parameters), None) == "text"
+    except (TypeError, ValueError):
+        return False
 
 
 def names_taken(signature: inspect.Signature, positional: int) -> list[str] | None:

@@ -1,7 +1,8 @@
 """Cleaning: the steps of `data.clean`. This door imports nothing heavy; each builder's signature is its settings.
 
-A step takes a document's text and gives the text that goes on, or a `Drop` with its reason. A function
-`(text: str) -> str | Drop` of anyone's is a step, too.
+A step takes a document's text and gives the text that goes on, or a `Drop` with its reason. Anyone's function is a
+step if its first argument is called `text`: `def f(text: str, *, setting: int = 3) -> str | Drop`. Any other target is
+called with its settings and makes the step, as those here do.
 """
 
 from __future__ import annotations
@@ -17,3 +18,5 @@ class Drop:
 
     reason: str
     """A few words, the same for every document dropped for it, as they are counted."""
+    detail: str = ""
+    """What was seen in this one, such as "31 words"; shown beside examples."""
