@@ -8,8 +8,12 @@ called with its settings and makes the step, as those here do.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__: list[str] = []
+if TYPE_CHECKING:
+    from bigtrain.data.clean.exact import ExactDedup
+
+__all__ = ["exact_dedup"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +24,10 @@ class Drop:
     """A few words, the same for every document dropped for it, as they are counted."""
     detail: str = ""
     """What was seen in this one, such as "31 words"; shown beside examples."""
+
+
+def exact_dedup() -> ExactDedup:
+    """Of documents with the same text, byte for byte, the first stays."""
+    from bigtrain.data.clean.exact import ExactDedup
+
+    return ExactDedup()

@@ -18,6 +18,7 @@ class ExactDedup:
     """
 
     corpus = True
+    reason = "a copy of an earlier document"
 
     def sketch(self, texts: Sequence[str]) -> NDArray[np.uint64]:
         """The sketches of `texts`: (n, 2) uint64. They depend on nothing but the text."""
