@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigtrain.data import text
-from bigtrain.data.sets import ConcatSet
 from bigtrain.errors import UserError
 from bigtrain.models import decoder, hugging_face
 from bigtrain.objectives import causal_lm
-from tests.unit.data.test_data_sets import LENGTHS, shards
+from tests.unit.data.test_data_sets import LENGTHS, packed, shards
 
 TINY = {"vocab_size": 97, "sequence_length": 32, "layers": 2, "heads": 4, "width": 32}
 GPT2 = {"positions": "learned", "norm": "layer_norm", "activation": "gelu", "bias": True, "tied": True}
@@ -30,12 +29,12 @@ STYLES = {"gpt2": GPT2, "llama": {"kv_heads": 2}}
 def test_each_token_has_its_document_and_none_looks_into_the_next(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int, remainder: bool
 ) -> None:
-    t = shards(tmp_path_factory.mktemp("shards"), lengths, 7)
+    folder = tmp_path_factory.mktemp("shards")
+    t = shards(folder, lengths, 7)
     document = np.repeat(np.arange(len(lengths)), lengths)  # of token i + 1, as the tokens are 1, 2, 3, …
-    plain = ConcatSet(t, length, pad_id=0, remainder=remainder)
-    for sample, before in zip(
-        ConcatSet(t, length, pad_id=0, remainder=remainder, document_masks=True), plain, strict=True
-    ):
+    plain = packed(t, length, "concat", folder, remainder=remainder)
+    masked = packed(t, length, "concat", folder, remainder=remainder, document_masks=True)
+    for sample, before in zip(masked, plain, strict=True):
         real = before["labels"] != -100
         mine, label = document[before["input_ids"][real] - 1], document[before["labels"][real] - 1]
         ids = sample["document_ids"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigtrain.data.sets import ConcatSet, DocumentSet
+from bigtrain.data.sets import PackedSet, open_set
 from bigtrain.data.shards import Shards, ShardWriter
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=30)
@@ -28,6 +29,12 @@ def shards(folder: Path, lengths: list[int], shard_tokens: int, token_type: str 
     return Shards(folder, token_type, writer.close())
 
 
+def packed(t: Shards, length: int, packing: str, cache: Path, pad_id: int = 0, **settings: Any) -> PackedSet:
+    """`open_set` with what tests leave alone."""
+    asked = {"document_masks": False, "remainder": False, **settings}
+    return open_set(t, sequence_length=length, packing=packing, pad_id=pad_id, cache=cache, **asked)  # type: ignore[arg-type]
+
+
 @settings(max_examples=40, deadline=None)
 @given(lengths=LENGTHS, shard_tokens=st.integers(1, 50), length=st.integers(1, 15), wide=st.booleans())
 def test_concat_reads_the_stream_wherever_shards_end(
@@ -37,12 +44,12 @@ def test_concat_reads_the_stream_wherever_shards_end(
     t = shards(folder, lengths, shard_tokens, "uint32" if wide else "uint16")
     stream = np.arange(1, sum(lengths) + 1)
     assert len(list(folder.glob("train-0*.bin"))) == -(-len(stream) // shard_tokens)
-    train = ConcatSet(t, length, pad_id=0, remainder=False)
+    train = packed(t, length, "concat", folder)
     assert len(train) == (len(stream) - 1) // length
     for k, sample in enumerate(train):  # ends by IndexError, as a sequence does
         assert sample["input_ids"].tolist() == stream[k * length : (k + 1) * length].tolist()
         assert sample["labels"].tolist() == stream[k * length + 1 : (k + 1) * length + 1].tolist()
-    held = ConcatSet(t, length, pad_id=0, remainder=True)
+    held = packed(t, length, "concat", folder, remainder=True)
     targets = np.concatenate([[0], *[sample["labels"] for sample in held]])
     assert targets[targets > 0].tolist() == stream[1:].tolist()  # every token but the first is a target once
 
@@ -52,7 +59,8 @@ def test_concat_reads_the_stream_wherever_shards_end(
 def test_without_packing_a_sample_is_a_document(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int
 ) -> None:
-    documents = DocumentSet(shards(tmp_path_factory.mktemp("shards"), lengths, 7), length, pad_id=99)
+    folder = tmp_path_factory.mktemp("shards")
+    documents = packed(shards(folder, lengths, 7), length, "none", folder, pad_id=99)
     assert len(documents) == len(lengths)
     starts = np.cumsum([0, *lengths])
     for (start, stop), sample in zip(pairwise(starts), documents, strict=True):
@@ -64,7 +72,7 @@ def test_without_packing_a_sample_is_a_document(
 
 
 def test_reading_a_sample_takes_microseconds(tmp_path: Path) -> None:
-    train = ConcatSet(shards(tmp_path, [1000] * 60, 9_999), 512, pad_id=0, remainder=False)
+    train = packed(shards(tmp_path, [1000] * 60, 9_999), 512, "concat", tmp_path)
     best = float("inf")
     for _ in range(20):
         start = time.perf_counter()
@@ -77,17 +85,17 @@ def test_reading_a_sample_takes_microseconds(tmp_path: Path) -> None:
 def test_more_shards_than_open_files(tmp_path: Path) -> None:
     """Each mapped file holds a descriptor; only so many may be open."""
     t = shards(tmp_path, [10] * 200, shard_tokens=2)  # 1,000 files
-    train = ConcatSet(t, 4, pad_id=0, remainder=False)
+    train = packed(t, 4, "concat", tmp_path)
     assert sum(int(sample["input_ids"].sum()) for sample in train) == sum(range(1, len(train) * 4 + 1))
     mapped = sum(f"{tmp_path}/train-0" in line for line in Path("/proc/self/maps").read_text().splitlines())
     assert 0 < mapped <= 256 + 2  # the cache, and what the last sample was cut from
 
 
-def test_no_sample_outside() -> None:
-    class Nothing:
-        tokens, documents = 9, 2
-
-    with pytest.raises(IndexError):
-        ConcatSet(Nothing(), 4, 0, remainder=False)[2]  # type: ignore[arg-type]
-    with pytest.raises(IndexError):
-        DocumentSet(Nothing(), 4, 0)[-1]  # type: ignore[arg-type]
+@pytest.mark.parametrize("packing", ["concat", "best_fit", "none"])
+def test_no_sample_outside(tmp_path: Path, packing: str) -> None:
+    samples = packed(shards(tmp_path, [3, 2, 4], 7), 4, packing, tmp_path)
+    for index in (-1, len(samples)):
+        with pytest.raises(IndexError):
+            samples[index]
+        with pytest.raises(IndexError):
+            samples.batch([0, index])
