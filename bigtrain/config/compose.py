@@ -124,6 +124,9 @@ class Composer:
                 continue
             if value is None and key == "debug":
                 continue
+            if value is None and key == "clean":  # none of the steps that the recipe names
+                values["data.clean"] = "data.clean=[]"
+                continue
             for option in value if isinstance(value, list) else [value]:
                 if not override.is_delete() and str(option) not in self.options(key):
                     raise UserError(f"there is no {key}={option}.{nearest(str(option), self.options(key))}")
@@ -329,7 +332,10 @@ def _go_on(
         if group not in ("recipe", "debug"):
             if not fresh:
                 raise UserError(f"'{choice}' needs the recipe beside it: add recipe={old.get('run', {}).get('name')}.")
-            new[group] = fresh[group]
+            if group == "clean":  # its options are a part of the data
+                new["data"]["clean"] = fresh["data"]["clean"]
+            else:
+                new[group] = fresh[group]
     typed = OmegaConf.create({key: _value(text) for key, text in values.items()})
     if "run.dir" not in values:
         OmegaConf.update(new, "run.dir", _new_folder(str(old.get("run", {}).get("name"))))

@@ -43,6 +43,15 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         assert chosen or option == "none", option
 
 
+@pytest.mark.parametrize("option", Composer().options("clean"))
+def test_clean_options_compose_into_the_data(option: str) -> None:
+    steps = compose([*QUICK, f"clean={option}"]).config.data["clean"]
+    assert len(steps) > 3 and all(step["_target_"].startswith("bigtrain.data.clean.") for step in steps)
+    changed = compose([*QUICK, f"clean={option}", "data.clean.2.blank_lines=5"]).config.data["clean"]
+    assert changed[2]["blank_lines"] == 5
+    assert compose([*QUICK, "clean=null"]).config.data["clean"] == []
+
+
 @pytest.mark.parametrize("option", Composer().options("debug"))
 def test_debug_options_compose(option: str) -> None:
     assert compose([*QUICK, f"debug={option}"]).config != compose(QUICK).config
