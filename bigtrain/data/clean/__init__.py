@@ -13,19 +13,25 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from bigtrain.data.clean.decontaminate import Decontaminate
     from bigtrain.data.clean.exact import ExactDedup
+    from bigtrain.data.clean.near import NearDedup
+    from bigtrain.data.clean.scrub import Scrub
 
 __all__ = [
     "boilerplate_lines",
     "c4",
     "control_characters",
+    "decontaminate",
     "exact_dedup",
     "fix_unicode",
     "gopher_quality",
     "gopher_repetition",
     "language",
     "length",
+    "near_dedup",
     "normalise",
+    "scrub",
 ]
 
 
@@ -213,3 +219,76 @@ def length(*, min_characters: int = 1, max_characters: int | None = None) -> Cal
     from bigtrain.data.clean.characters import length as step
 
     return partial(step, min_characters=min_characters, max_characters=max_characters)
+
+
+def near_dedup(
+    *,
+    threshold: float = 0.8,
+    unit: Literal["words", "characters"] = "words",
+    ngram: int = 5,
+    permutations: int = 128,
+    recall: float = 0.99,
+) -> NearDedup:
+    """Of documents that are nearly the same, the first stays: MinHash and locality-sensitive hashing, then each pair
+    that was found is compared by its texts (Broder 1997; Lee et al. 2021, arXiv:2107.06499). Letter case, punctuation
+    and white space do not count. What it finds and what it misses is told in `bigtrain/data/clean/near.py`.
+
+    Args:
+        threshold: near are two documents whose sets of n-grams have at least this Jaccard similarity; 0.8 as in
+            SlimPajama. Documents that others connect are near, too.
+        unit: n-grams of words; of characters for languages that put no spaces between words (then with `ngram` 10).
+        ngram: how many in a row make an n-gram; 5 words as in Lee et al.
+        permutations: hash values a document; more find more of the pairs below the threshold's curve.
+        recall: pairs at the threshold are found with this probability at least; those above it more surely.
+    """
+    from bigtrain.data.clean.near import NearDedup
+
+    return NearDedup(threshold=threshold, unit=unit, ngram=ngram, permutations=permutations, recall=recall)
+
+
+def decontaminate(
+    *,
+    against: str | list[str],
+    text_column: str | list[str] = "text",
+    name: str | None = None,
+    split: str = "test",
+    ngram: int = 13,
+    shortest: int = 8,
+) -> Decontaminate:
+    """Drops documents that share a run of words with evaluation data, after GPT-3 (Brown et al. 2020,
+    arXiv:2005.14165, Appendix C). Letter case, punctuation and white space do not count.
+
+    Args:
+        against: files, folders, globs or hub names with the evaluation data, in any form that `data.path` reads.
+        text_column: the field or fields of JSON lines and tables that hold their texts, such as
+            `[question, answer]`; each is protected on its own.
+        name: the configuration (subset) of a hub data set.
+        split: the split of a hub data set.
+        ngram: so many words in a row; 13 as in GPT-3.
+        shortest: an evaluation text shorter than `ngram` counts as one run if it has this many words; 8 as in GPT-3.
+            Shorter ones are common speech, and are not looked for.
+    """
+    from bigtrain.data.clean.decontaminate import Decontaminate
+
+    return Decontaminate(
+        against=against, text_column=text_column, name=name, split=split, ngram=ngram, shortest=shortest
+    )
+
+
+def scrub(
+    *,
+    kinds: tuple[str, ...] = ("key", "email", "card", "ip", "phone"),
+    phone_regions: tuple[str, ...] = ("US",),
+) -> Scrub:
+    """Puts tags in the place of personal data: `<KEY>`, `<EMAIL>`, `<CARD>`, `<IP_ADDRESS>`, `<PHONE>`, after StarCoder
+    (Li et al. 2023, arXiv:2305.06161, section 4). What is found, and what is left alone, is told in
+    `bigtrain/data/clean/scrub.py`.
+
+    Args:
+        kinds: which: `key` (of services, private, JSON web tokens, whatever is as random), `email`, `card` (by length,
+            issuer and Luhn's check digit), `ip` (public addresses of version 4 and 6), `phone`.
+        phone_regions: countries (ISO 3166) whose own notation of phone numbers is known; those with a `+` always are.
+    """
+    from bigtrain.data.clean.scrub import Scrub
+
+    return Scrub(kinds=kinds, phone_regions=phone_regions)

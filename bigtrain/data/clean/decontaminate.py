@@ -1,0 +1,106 @@
+"""Benchmark decontamination: documents that share a run of words with evaluation data are dropped.
+
+GPT-3 (Brown et al. 2020, arXiv:2005.14165, Appendix C) compares runs of N words, in lower case and without punctuation;
+N is at most 13, and 8 for the shortest examples. There, 200 characters around a shared run were cut out and the rest of
+the document was kept in pieces; here the whole document is dropped, as pieces would be documents that nobody wrote.
+
+Runs are compared by 64-bit hashes: with 1e7 runs of evaluation data, one document in about 1e12 / its words is dropped
+by a mere collision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigtrain.data.clean import Drop
+from bigtrain.data.clean.ngrams import WORD, ngrams, word_hashes
+from bigtrain.data.readers import Reader
+from bigtrain.data.settings import Reading
+from bigtrain.data.sources import find_sources
+from bigtrain.errors import UserError
+
+
+class Decontaminate:
+    """A step; what the settings mean is told in `bigtrain.data.clean.decontaminate`."""
+
+    def __init__(
+        self,
+        *,
+        against: str | Sequence[str],
+        text_column: str | Sequence[str],
+        name: str | None,
+        split: str,
+        ngram: int,
+        shortest: int,
+    ) -> None:
+        """Reads the evaluation data.
+
+        Raises:
+            UserError: it is not there, cannot be read, or has no text that is long enough.
+        """
+        if not 1 <= shortest <= ngram:
+            raise UserError(f"decontaminate: shortest={shortest} lies between 1 and ngram={ngram}.")
+        columns = [text_column] if isinstance(text_column, str) else text_column
+        readings = [Reading(text_column=column, name=name, split=split) for column in columns]
+        self.names: list[str] = []
+        runs: dict[int, list[tuple[int, NDArray[np.uint64]]]] = defaultdict(list)
+        short = 0
+        for owner, text in self._texts([against] if isinstance(against, str) else against, readings):
+            hashes = word_hashes(text)
+            length = min(ngram, len(hashes))
+            if length < shortest:
+                short += 1
+            else:
+                runs[length].append((owner, ngrams(hashes, length)))
+        if not runs:
+            raise UserError(
+                f"decontaminate: against={against} has {short:,} texts, all under shortest={shortest} words, so "
+                f"there is nothing to look for: does text_column={text_column} hold the texts?"
+            )
+        self._runs = {length: _table(found) for length, found in sorted(runs.items(), reverse=True)}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what is looked for: the evaluation data may change while the settings stay."""
+        digest = hashlib.sha256()
+        for length, (runs, _) in self._runs.items():
+            digest.update(length.to_bytes(8, "little") + runs.tobytes())
+        return digest.hexdigest()[:16]
+
+    def __call__(self, text: str) -> str | Drop:
+        """The text, or the `Drop` with the first shared run of words."""
+        hashes = word_hashes(text)
+        for length, (known, owners) in self._runs.items():
+            if len(hashes) < length:
+                continue
+            runs = ngrams(hashes, length)
+            at = np.minimum(np.searchsorted(known, runs), len(known) - 1)
+            shared = np.flatnonzero(known[at] == runs)
+            if len(shared):
+                words = WORD.findall(text.lower())[shared[0] : shared[0] + length]
+                return Drop(f"shares words with {self.names[owners[at[shared[0]]]]}", f"“{' '.join(words)}”")
+        return text
+
+    def _texts(self, paths: Sequence[str], readings: Sequence[Reading]) -> Iterator[tuple[int, str]]:
+        """(number of the name of the file or hub set, text)."""
+        try:
+            for owner, source in enumerate(find_sources(paths)):
+                self.names.append(PurePath(source.name).name)
+                for reading in readings:
+                    yield from ((owner, document.text) for document in Reader([source], reading))
+        except UserError as error:
+            raise UserError(f"decontaminate: {str(error).replace('data.path', 'against')}") from error
+
+
+def _table(found: Sequence[tuple[int, NDArray[np.uint64]]]) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """The runs of one length, sorted and each once, and whose they are."""
+    runs = np.concatenate([some for _, some in found])
+    owners = np.repeat(np.array([owner for owner, _ in found], np.uint32), [len(some) for _, some in found])
+    runs, first = np.unique(runs, return_index=True)
+    return runs, owners[first]
