@@ -13,10 +13,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from bigtrain.errors import UserError
 from bigtrain.models.losses import linear_cross_entropy
+from bigtrain.models.masks import (
+    Mask,
+    block_mask,
+    exact_mask,
+    has_kernel,
+    masked_attention,
+    within_documents,
+)
 from bigtrain.models.shapes import Shape
 from bigtrain.telemetry.meters import matmul_parameters, training_flops_per_token
 
@@ -106,17 +115,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x.dtype) + torch.cat((-right, left), dim=-1) * sin.to(x.dtype)
 
 
-def within_documents(document_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Of (B, S) document ids: each token's position in its document (B, S), and what sees what (B, 1, S, S) bool."""
-    at = torch.arange(document_ids.shape[1], device=document_ids.device)
-    begins = document_ids != document_ids.roll(1, dims=1)
-    begins[:, 0] = True
-    start = torch.where(begins, at, 0).cummax(dim=1).values
-    # A token sees what came before it, from its document's first token on.
-    mask = (at <= at[:, None]) & (at >= start.unsqueeze(-1))
-    return at - start, mask.unsqueeze(1)
-
-
 def check_heads(heads: int, kv_heads: int, parts: int, setting: str = "sequence_parallel") -> None:
     """Every rank gets as many heads: a `UserError` where they cannot be divided."""
     for count, what in ((heads, "attention heads"), (kv_heads, "heads of keys and values")):
@@ -132,7 +130,7 @@ def norm(shape: Shape) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Causal self-attention through torch's SDPA."""
+    """Causal self-attention through torch's SDPA, or FlexAttention where documents are kept apart on a GPU."""
 
     def __init__(self, shape: Shape, dropout: float, std: float, std_out: float) -> None:
         super().__init__()
@@ -143,7 +141,7 @@ class Attention(nn.Module):
         self.out = Linear(self.sizes[0], shape.width, shape.bias, std_out)
         self.exchange: Exchange | None = None
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, mask: Mask | None = None) -> Tensor:
         """x (B, S, D) -> (B, S, D); mask (B, 1, S, S) bool: what sees what, None: all that came before."""
         heads = (t.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for t in self.qkv(x).split(self.sizes, dim=-1))
         q, k, v = heads  # (B, H or K, S, W)
@@ -154,8 +152,10 @@ class Attention(nn.Module):
         out: Tensor = self.out(y.flatten(-2))
         return out
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None) -> Tensor:
         """q (B, H, S, W), k and v (B, K, S, W) -> (B, S, H, W)."""
+        if isinstance(mask, BlockMask):
+            return masked_attention(q, k, v, mask).transpose(1, 2)
         grouped = self.repeat > 1
         if grouped and not (mask is None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)):
             # Only the flash kernel reads grouped heads, and it takes no mask; the others would fall back to one that
@@ -200,7 +200,7 @@ class Block(nn.Module):
         self.mlp = MLP(shape, 0.02, std_out)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, mask: Mask | None = None) -> Tensor:
         """x (B, S, D) -> (B, S, D)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), rope, mask))
         x = x + self.dropout(self.mlp(self.mlp_norm(x)))
@@ -289,10 +289,13 @@ class Decoder(nn.Module):
         length = input_ids.shape[1]
         start, whole = self.part * length, self.parts * length
         at = torch.arange(start, start + length, device=input_ids.device)
-        mask: Tensor | None = None
+        mask: Mask | None = None
         if document_ids is not None:
-            at, mask = within_documents(document_ids)
+            at, begins = within_documents(document_ids)
             at = at[:, start : start + length]
+            dropout = cast(Block, self.blocks[0]).attention.dropout if self.training else 0.0
+            blocks = has_kernel(input_ids.device, self.shape.head_width, dropout)
+            mask = block_mask(begins) if blocks else exact_mask(begins)
         x = self.embedding(input_ids)
         rope: Rope = None
         if self.positions is not None:

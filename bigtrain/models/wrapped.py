@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bigtrain.errors import UserError, nearest
 from bigtrain.models.build import whole_modules
+from bigtrain.models.masks import within_documents
 from bigtrain.models.native import Exchange, Head, check_heads
 from bigtrain.models.source import locate, need_gguf, read_config, reason
 from bigtrain.telemetry.meters import matmul_parameters, training_flops_per_token
@@ -36,6 +37,8 @@ class HuggingFace(nn.Module):
         """What it is trained at, where that is known."""
         self.part: int | None = None
         """Which part of the sequence it is given; None: the whole."""
+        self.keeps_apart = False
+        """Whether a document is computed as if alone where its positions start from 0 again."""
         self._core: Callable[..., Any] | None = None
         """The attention that others now stand in front of."""
 
@@ -56,17 +59,42 @@ class HuggingFace(nn.Module):
             sequence_length=self.sequence_length,
         )
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """input_ids (B, S) int64 -> logits (B, S, V)."""
-        logits: Tensor = self.hf(**self._inputs(input_ids)).logits
+    def forward(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """input_ids (B, S) int64 -> logits (B, S, V).
+
+        With document_ids (B, S) int64, the same number for neighbouring tokens of one document, each document is
+        computed as if it were alone: transformers makes a block-diagonal mask of positions that start from 0 again.
+
+        Raises:
+            UserError: document_ids, and this model does not keep documents apart.
+        """
+        logits: Tensor = self.hf(**self._inputs(input_ids, document_ids)).logits
         return logits
 
-    def _inputs(self, input_ids: Tensor) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
-        if self.part is not None:
+    def _inputs(self, input_ids: Tensor, document_ids: Tensor | None) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}  # with a cache there would be no mask
+        if document_ids is not None:
+            self._check_apart()
+            inputs["position_ids"] = within_documents(document_ids)[0]
+        elif self.part is not None:
             start, length = self.part * input_ids.shape[1], input_ids.shape[1]
             inputs["position_ids"] = torch.arange(start, start + length, device=input_ids.device).unsqueeze(0)
         return inputs
+
+    def _check_apart(self) -> None:
+        kind = self.config.get_text_config().model_type
+        if self.part is not None:
+            raise UserError(
+                f"data.document_masks=true with engine.sequence_parallel: the attention of transformers' {kind} is "
+                "exchanged without its masks. Take model=decoder, or one of the two."
+            )
+        if not self.keeps_apart:
+            raise UserError(
+                f"data.document_masks=true, but in transformers' {kind} with model.attention="
+                f"{self.config._attn_implementation} packed documents may see each other: a trial of a few tokens "
+                "did not keep them apart. Take another model (such as llama, qwen3 or gpt2) with model.attention=sdpa, "
+                "data.packing=none, or data.document_masks=false."
+            )
 
     def enable_sequence_parallel(self, part: int, parts: int, exchange: Exchange) -> None:
         """From now on `input_ids` are the part of index `part` of `parts` equal ones of a sequence.
@@ -143,9 +171,9 @@ class HuggingFaceLinearHead(HuggingFace):
         # The same parameter under the same name, in a module that can also give the loss.
         hf.set_output_embeddings(Head(hf.get_output_embeddings().weight))
 
-    def loss_sum(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+    def loss_sum(self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """Sum of cross-entropy over the targets, an fp32 scalar; labels (B, S) are shifted already, -100 is none."""
-        hidden = self.hf.base_model(**self._inputs(input_ids)).last_hidden_state
+        hidden = self.hf.base_model(**self._inputs(input_ids, document_ids)).last_hidden_state
         loss: Tensor = self.hf.get_output_embeddings()(hidden, labels)
         return loss
 
@@ -160,7 +188,7 @@ def build_hugging_face(
         hf = _pretrained(path, attention) if path is not None else _fresh(config or {}, vocab_size, attention)
         _check_fit(hf, path, vocab_size, sequence_length)
         model = HuggingFaceLinearHead(hf) if _linear_head(hf) else HuggingFace(hf)
-        model.sequence_length = sequence_length
+        model.sequence_length, model.keeps_apart = sequence_length, _keeps_apart(hf)
         return model
 
 
@@ -271,6 +299,36 @@ def _linear_head(hf: Any) -> bool:
         hidden = hf.base_model(input_ids=ids, use_cache=False).last_hidden_state
         return hidden.shape[-1] == head.in_features and torch.equal(logits, head(hidden))
     except (AttributeError, TypeError):  # no head of its own, or a base model that gives something else
+        return False
+    finally:
+        hf.train(training)
+
+
+@torch.no_grad()
+def _keeps_apart(hf: Any) -> bool:
+    """Whether packed documents are computed as if each were alone, found out on a few tokens rather than from a list.
+
+    It depends on the family, its configuration, the kind of attention and the version of transformers: what is
+    recurrent leaks, and what has no `position_ids`. Only sdpa and eager attention are tried: flash_attention_2 needs a
+    GPU (and looks at the positions of one sample only), flex_attention would be compiled for minutes.
+    """
+    if hf.config._attn_implementation not in ("sdpa", "eager"):
+        return False
+    training = hf.training
+    hf.eval()
+    try:
+        documents = torch.tensor([[0, 0, 0, 1, 2, 2, 2, 2], [0, 0, 0, 0, 0, 1, 1, 1]], device=hf.device)
+        rows = hf.get_input_embeddings().weight.shape[0]
+        ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1]], device=hf.device) % rows
+        packed = hf(input_ids=ids, position_ids=within_documents(documents)[0], use_cache=False).logits
+        close = 1e-5 * packed.abs().max().item()
+        for sample, document in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1)):
+            here = documents[sample] == document
+            alone = hf(input_ids=ids[sample : sample + 1, here], use_cache=False).logits
+            if not torch.allclose(packed[sample : sample + 1, here], alone, rtol=0, atol=close):
+                return False
+        return True
+    except Exception:  # of any kind, from any of its models: one that cannot try cannot keep them apart
         return False
     finally:
         hf.train(training)

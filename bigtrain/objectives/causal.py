@@ -49,6 +49,6 @@ def _needs_documents(model: nn.Module, function: Callable[..., Any]) -> None:
     if "document_ids" not in inspect.signature(function).parameters:
         raise UserError(
             f"data.document_masks=true, but {type(model).__name__}.{function.__name__} takes no document_ids, so the "
-            "documents of a sample would see each other: take a model of bigtrain.models.decoder, data.packing=none, "
+            "documents of a sample would see each other: take model=decoder or model=hugging_face, data.packing=none, "
             "or data.document_masks=false."
         )

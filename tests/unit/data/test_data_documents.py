@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bigtrain.data import text
 from bigtrain.errors import UserError
-from bigtrain.models import decoder, hugging_face
+from bigtrain.models import decoder
 from bigtrain.objectives import causal_lm
 from tests.unit.data.test_data_sets import LENGTHS, packed, shards
 
@@ -81,9 +81,13 @@ def test_the_objective_hands_the_documents_on_or_refuses() -> None:
     model, objective = decoder(**TINY), causal_lm()
     right = model.loss_sum(batch["input_ids"], batch["labels"], batch["document_ids"])
     torch.testing.assert_close(objective.loss(model, batch), right)
-    foreign = hugging_face(config={"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2}, vocab_size=97)
+
+    class Foreign(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(*input_ids.shape, 97)
+
     with pytest.raises(UserError, match=r"document_masks=true.*takes no document_ids.*packing=none"):
-        objective.loss(foreign, batch)
+        objective.loss(Foreign(), batch)
 
 
 def test_the_setting_is_in_the_fingerprint_only_when_it_is_on(tmp_path: Path) -> None:
