@@ -169,6 +169,8 @@ class _Clusters:
 
 def _groups(indices: NDArray[np.int64], values: NDArray[np.uint64]) -> Iterator[list[int]]:
     """The indices that share a value, in groups of two or more, ascending; groups in the order of their first."""
+    if not len(indices):
+        return
     order = np.argsort(values, kind="stable")
     values = values[order]
     same = values[1:] == values[:-1]
