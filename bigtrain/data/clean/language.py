@@ -28,9 +28,9 @@ def keeping(keep: Sequence[str], min_probability: float) -> Callable[[str], str 
     def language(text: str) -> str | Drop:
         found, probability = identifier.classify(_pieces(text))
         if found not in keep:
-            return Drop(f"language: {found}", f"{probability:.0%} sure")
+            return Drop(f"in another language: {found}", f"{probability:.0%} sure")
         if probability < min_probability:
-            return Drop(f"language: {found}, but less than {min_probability:.0%} sure", f"{probability:.0%} sure")
+            return Drop(f"{found}, but less than {min_probability:.0%} sure", f"{probability:.0%} sure")
         return text
 
     return language

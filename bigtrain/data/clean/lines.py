@@ -54,7 +54,7 @@ def c4(text: str, min_words_per_line: int, min_sentences: int, max_word_length: 
         sentences += sentence_count(line)
         kept.append(line)
     if sentences < min_sentences:
-        return Drop(f"fewer than {min_sentences} sentences in whole lines", f"{sentences}")
+        return Drop(f"fewer than {min_sentences} sentences in whole lines", f"{sentences} sentences")
     return "\n".join(kept).strip()
 
 
