@@ -13,10 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from bigtrain.data.clean.decontaminate import Decontaminate
+    from bigtrain.data.clean.contamination import Decontaminate
     from bigtrain.data.clean.exact import ExactDedup
     from bigtrain.data.clean.near import NearDedup
-    from bigtrain.data.clean.scrub import Scrub
+    from bigtrain.data.clean.personal import Scrub
 
 __all__ = [
     "boilerplate_lines",
@@ -209,7 +209,7 @@ def language(*, keep: tuple[str, ...] = ("en",), min_probability: float = 0.5) -
         keep: the languages that stay, as codes of ISO 639-1.
         min_probability: texts go whose language is less sure than this.
     """
-    from bigtrain.data.clean.language import keeping
+    from bigtrain.data.clean.languages import keeping
 
     return keeping(keep, min_probability)
 
@@ -268,7 +268,7 @@ def decontaminate(
         shortest: an evaluation text shorter than `ngram` counts as one run if it has this many words; 8 as in GPT-3.
             Shorter ones are common speech, and are not looked for.
     """
-    from bigtrain.data.clean.decontaminate import Decontaminate
+    from bigtrain.data.clean.contamination import Decontaminate
 
     return Decontaminate(
         against=against, text_column=text_column, name=name, split=split, ngram=ngram, shortest=shortest
@@ -282,13 +282,13 @@ def scrub(
 ) -> Scrub:
     """Puts tags in the place of personal data: `<KEY>`, `<EMAIL>`, `<CARD>`, `<IP_ADDRESS>`, `<PHONE>`, after StarCoder
     (Li et al. 2023, arXiv:2305.06161, section 4). What is found, and what is left alone, is told in
-    `bigtrain/data/clean/scrub.py`.
+    `bigtrain/data/clean/personal.py`.
 
     Args:
         kinds: which: `key` (of services, private, JSON web tokens, whatever is as random), `email`, `card` (by length,
             issuer and Luhn's check digit), `ip` (public addresses of version 4 and 6), `phone`.
         phone_regions: countries (ISO 3166) whose own notation of phone numbers is known; those with a `+` always are.
     """
-    from bigtrain.data.clean.scrub import Scrub
+    from bigtrain.data.clean.personal import Scrub
 
     return Scrub(kinds=kinds, phone_regions=phone_regions)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,18 +106,25 @@ class StepCounts:
     """Documents that go on with another text."""
     seconds: float = 0.0
     """Of all processes together."""
+    replaced: dict[str, int] = field(default_factory=dict)
+    """What was replaced within texts, by kind, where the step counts it."""
     reasons: dict[str, Reason] = field(default_factory=dict)
     changes: list[Example] = field(default_factory=list)
 
-    def passed(self, document: Document, text: str) -> None:
-        """The document goes on, as `text`."""
+    def replacements(self, counts: Mapping[str, int]) -> None:
+        """Adds what was replaced, by kind."""
+        for kind, number in counts.items():
+            self.replaced[kind] = self.replaced.get(kind, 0) + number
+
+    def passed(self, document: Document, text: str, secret: bool = False) -> None:
+        """The document goes on, as `text`; where it had a `secret`, no example shows what it was."""
         self.documents_in += 1
         self.characters_in += len(document.text)
         self.documents_out += 1
         self.characters_out += len(text)
         if text != document.text:
             self.changed += 1
-            _offer(self.changes, document.source, document.offset, lambda order: _change(order, document, text))
+            _offer(self.changes, document.source, document.offset, lambda order: _change(order, document, text, secret))
 
     def dropped(self, document: Document, drop: Drop) -> None:
         """The document ends here."""
@@ -172,6 +179,7 @@ class StepCounts:
         """Adds the counts of `other`, of the same step."""
         for name in ("documents_in", "characters_in", "documents_out", "characters_out", "changed", "seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.replacements(other.replaced)
         self.changes = _smallest([*self.changes, *other.changes])
         for name, reason in other.reasons.items():
             mine = self.reasons.setdefault(name, Reason())
@@ -241,7 +249,9 @@ class Funnel:
             reasons = sorted(step.reasons.items(), key=lambda item: -item[1].documents)
             said = [f"{reason} ({counts.documents:,})" for reason, counts in reasons[:3]]
             said += ["…"] if len(reasons) > 3 else []
-            rows.append((step.name, f"{step.documents_out:,}", "dropped: " + ", ".join(said) if said else ""))
+            replaced = ", ".join(f"{kind} ({number:,})" for kind, number in sorted(step.replaced.items()))
+            told = ["dropped: " + ", ".join(said)] * bool(said) + [f"replaced: {replaced}"] * bool(replaced)
+            rows.append((step.name, f"{step.documents_out:,}", "; ".join(told)))
         wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
         return "\n".join(f"  {a:<{wide[0]}}  {b:>{wide[1]}} documents  {c}".rstrip() for a, b, c in rows)
 
@@ -270,22 +280,27 @@ def _smallest(examples: list[Example]) -> list[Example]:
 
 
 def _example(order: int, document: Document, detail: str, twin: Document | None = None) -> Example:
+    """The beginning of a document; of a copy, the first place where it differs from the one that stays."""
     text, source, offset = document
-    example = Example(order, source, offset, len(text), text[:EXCERPT], detail=detail)
-    if twin is not None:
-        example.other, example.other_place = twin.text[:EXCERPT], (twin.source, twin.offset)
-    return example
+    if twin is None:
+        return Example(order, source, offset, len(text), text[:EXCERPT], detail=detail)
+    there = _around_difference(text, twin.text) if text != twin.text else slice(EXCERPT)
+    return Example(order, source, offset, len(text), text[there], twin.text[there], (twin.source, twin.offset))
 
 
-def _change(order: int, document: Document, text: str) -> Example:
-    """The surroundings of the first place where the texts differ."""
-    before, after = document.text, text
-    low, high = 0, min(len(before), len(after))
+def _change(order: int, document: Document, text: str, secret: bool) -> Example:
+    there = _around_difference(document.text, text)
+    before = "(not shown: it is what was taken out)" if secret else document.text[there]
+    return Example(order, document.source, document.offset, len(document.text), before, text[there])
+
+
+def _around_difference(one: str, other: str) -> slice:
+    """The surroundings of the first place where two texts differ."""
+    low, high = 0, min(len(one), len(other))
     while low < high:  # the longest common beginning
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if before[:middle] == after[:middle] else (low, middle - 1)
-    window = slice(max(0, low - LEAD_IN), max(0, low - LEAD_IN) + EXCERPT)
-    return Example(order, document.source, document.offset, len(before), before[window], other=after[window])
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+    return slice(max(0, low - LEAD_IN), max(0, low - LEAD_IN) + EXCERPT)
 
 
 def _read_example(value: dict[str, Any]) -> Example:

@@ -104,13 +104,16 @@ def apply(
             started = time.perf_counter()
             result = _run(step, document, sources)
             counts.seconds += time.perf_counter() - started
+            if replaced := getattr(step.run, "counts", None):  # a Counter that the step fills
+                counts.replacements(replaced)
+                replaced.clear()
             if isinstance(result, Drop):
                 counts.dropped(document, result)
                 break
             if not result or result.isspace():
                 counts.dropped(document, Drop("nothing left of the text"))
                 break
-            counts.passed(document, result)
+            counts.passed(document, result, secret=getattr(step.run, "secret", False))
             document = document._replace(text=result)
         else:
             yield document

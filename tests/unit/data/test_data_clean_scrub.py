@@ -6,13 +6,18 @@ import hashlib
 import random
 import secrets
 import string
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigtrain.data.clean import scrub
-from bigtrain.data.clean.scrub import card
+from bigtrain.data.clean.funnel import Funnel
+from bigtrain.data.clean.personal import card
+from bigtrain.data.clean.pipeline import Pipeline, apply
+from bigtrain.data.documents import Document
+from bigtrain.data.sources import Source
 from bigtrain.errors import UserError
 
 STEP = scrub()
@@ -103,3 +108,21 @@ def test_wrong_settings() -> None:
         scrub(kinds=("emial",))
     with pytest.raises(UserError, match="'UK' is no region"):
         scrub(phone_regions=("UK",))
+
+
+def test_the_funnel_has_the_counts_and_no_example_has_what_was_taken_out(tmp_path: Path) -> None:
+    pipeline = Pipeline([{"_target_": "bigtrain.data.clean.scrub"}])
+    parts = []
+    for offset, text in enumerate(["ask a@example.com", "ask b@example.com of 93.184.216.34", "ask nobody"]):
+        parts.append(pipeline.funnel())
+        documents = list(apply([Document(text, 0, offset)], pipeline.before, parts[-1], [Source("a.txt", "text")]))
+        assert "@" not in documents[0].text
+    funnel = pipeline.funnel()
+    for part in reversed(parts):
+        funnel.merge(part)
+    funnel.write(tmp_path / "funnel.json")
+    again = Funnel.read(tmp_path / "funnel.json")
+    assert again.steps[0].replaced == {"<EMAIL>": 2, "<IP_ADDRESS>": 1} and again.steps[0].changed == 2
+    assert "<EMAIL> (2)" in again.table()
+    written = (tmp_path / "funnel.json").read_text()
+    assert "example.com" not in written and "93.184" not in written and "ask <EMAIL>" in written

@@ -74,6 +74,9 @@ ISSUED = re.compile(
 class Scrub:
     """A step; what the settings mean is told in `bigtrain.data.clean.scrub`."""
 
+    secret = True
+    """No example of a report shows what was there before."""
+
     def __init__(self, *, kinds: Iterable[str], phone_regions: Iterable[str]) -> None:
         """Raises: UserError: an unknown kind or region, or a package is missing."""
         kinds, self.phone_regions = set(kinds), tuple(phone_regions)
