@@ -62,7 +62,7 @@ def control_characters(text: str) -> str:
 def length(text: str, min_characters: int, max_characters: int | None) -> str | Drop:
     """The text, if it is long and short enough."""
     if len(text) < min_characters:
-        return Drop(f"fewer than {min_characters:,} characters", f"{len(text):,} characters")
+        return Drop(f"fewer than {min_characters:,} characters")
     if max_characters is not None and len(text) > max_characters:
-        return Drop(f"more than {max_characters:,} characters", f"{len(text):,} characters")
+        return Drop(f"more than {max_characters:,} characters")
     return text

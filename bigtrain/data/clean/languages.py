@@ -27,10 +27,10 @@ def keeping(keep: Sequence[str], min_probability: float) -> Callable[[str], str 
 
     def language(text: str) -> str | Drop:
         found, probability = identifier.classify(_pieces(text))
-        if found not in keep:
-            return Drop(f"in another language: {found}", f"{probability:.0%} sure")
         if probability < min_probability:
-            return Drop(f"{found}, but less than {min_probability:.0%} sure", f"{probability:.0%} sure")
+            return Drop(f"less than {min_probability:.0%} sure", f"{found}, {probability:.0%} sure")
+        if found not in keep:
+            return Drop(f"in another: {found}", f"{probability:.0%} sure")
         return text
 
     return language
