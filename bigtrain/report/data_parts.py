@@ -9,6 +9,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def funnel_picture(funnel: Funnel) -> str:
     ]
     for step in funnel.steps:
         gone = step.documents_in - step.documents_out
-        said = f"<span><b>−{gone:,}</b> ({_percent(gone, step.documents_in)})</span>" if gone else "<span>–</span>"
+        said = f"<span><b>−{gone:,}</b> ({_percent(gone, step.documents_in)})</span>" if gone else ""
         said += f"<span>{step.changed:,} changed</span>" if step.changed else ""
         rows.append(
             _row(
@@ -193,11 +194,13 @@ def dropped(reasons: Reasons, places: Places) -> str:
     """Of each reason a few documents, with file, offset, and what was seen in them."""
     parts = []
     for number, (step, name, counts) in enumerate(reasons[:MOST_REASONS]):
-        inside = "".join(_twins(e, places) if e.other is not None else _one(e, places) for e in counts.examples)
+        distinct = {example.text: example for example in reversed(counts.examples)}.values()
+        inside = "".join(_twins(e, places) if e.other is not None else _one(e, places) for e in distinct)
+        twins = any(example.other not in (None, example.text) for example in distinct)
         count = f"{counts.documents:,} {'document' if counts.documents == 1 else 'documents'}"
         parts.append(
-            f"<details{' open' if number < 3 else ''}><summary>{text(step.name)}: {text(name)}<small>{count}</small>"
-            f"</summary><div class=samples>{inside}</div></details>"
+            f"<details{' open' if number < 3 or twins else ''}><summary>{text(step.name)}: {text(name)}"
+            f"<small>{count}</small></summary><div class=samples>{inside}</div></details>"
         )
     return "".join(parts)
 
@@ -215,9 +218,9 @@ def _twins(example: Example, places: Places) -> str:
     """Side by side: the document that was dropped, and the one that stays instead."""
     kept = places(*example.other_place) if example.other_place else "another"
     left, right = _compared(example.text, example.other or "")
-    same = " <span>the same from the beginning</span>" if example.text == example.other else ""
+    same = "the same" if example.text == example.other else "at the first difference"
     return (
-        f"<article class='example wide'><p><span>{example.characters:,} characters</span>{same}</p><div class=sides>"
+        f"<article class='example wide'><p><span>{example.characters:,} characters, {same}</span></p><div class=sides>"
         f"<div><small>dropped: {places(example.source, example.offset)}</small><pre>{left}</pre></div>"
         f"<div><small>stays: {kept}</small><pre>{right}</pre></div></div></article>"
     )
@@ -230,7 +233,10 @@ def changes(steps: Sequence[StepCounts], places: Places) -> str:
         if not step.changes:
             continue
         inside = []
-        for example in step.changes:
+        for example in {(example.text, example.other): example for example in reversed(step.changes)}.values():
+            if not example.text:  # what was replaced is nobody's business
+                inside.append(_one(replace(example, text=example.other or "", other=None), places))
+                continue
             before, after = _compared(example.text, example.other or "", unseen=True)
             inside.append(
                 f"<article class='example wide'><p>{places(example.source, example.offset)}"
@@ -238,11 +244,12 @@ def changes(steps: Sequence[StepCounts], places: Places) -> str:
                 f"<div><small>before</small><pre>{before}</pre></div>"
                 f"<div><small>after</small><pre>{after}</pre></div></div></article>"
             )
+        replaced = "".join(f", {number:,} {text(kind)}" for kind, number in sorted(step.replaced.items()))
         changed, lost = f"{step.changed:,} documents", step.characters_in - step.characters_out
         lost -= sum(reason.characters for reason in step.reasons.values())
         moved = f", {short(abs(lost))} characters {'fewer' if lost > 0 else 'more'}" if lost else ""
         parts.append(
-            f"<details{'' if parts else ' open'}><summary>{text(step.name)}<small>{changed}{moved}</small></summary>"
+            f"<details{'' if parts else ' open'}><summary>{text(step.name)}<small>{changed}{moved}{replaced}</small></summary>"
             f"<div class=samples>{''.join(inside)}</div></details>"
         )
     return f"<section><h2>Samples of what was changed</h2>{''.join(parts)}</section>" if parts else ""

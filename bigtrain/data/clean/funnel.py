@@ -43,7 +43,7 @@ class Example:
     offset: int
     characters: int
     text: str
-    """Its beginning; of a change: the surroundings of the first place that differs, before."""
+    """Its beginning; of a change: the surroundings of the first place that differs, before; empty where secret."""
     other: str | None = None
     """Of a change: the same place afterwards. Of a copy: the beginning of the document that stays instead."""
     other_place: tuple[int, int] | None = None
@@ -290,7 +290,7 @@ def _example(order: int, document: Document, detail: str, twin: Document | None 
 
 def _change(order: int, document: Document, text: str, secret: bool) -> Example:
     there = _around_difference(document.text, text)
-    before = "(not shown: it is what was taken out)" if secret else document.text[there]
+    before = "" if secret else document.text[there]
     return Example(order, document.source, document.offset, len(document.text), before, text[there])
 
 
