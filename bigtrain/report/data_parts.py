@@ -249,8 +249,8 @@ def changes(steps: Sequence[StepCounts], places: Places) -> str:
         lost -= sum(reason.characters for reason in step.reasons.values())
         moved = f", {short(abs(lost))} characters {'fewer' if lost > 0 else 'more'}" if lost else ""
         parts.append(
-            f"<details{'' if parts else ' open'}><summary>{text(step.name)}<small>{changed}{moved}{replaced}</small></summary>"
-            f"<div class=samples>{''.join(inside)}</div></details>"
+            f"<details{'' if parts else ' open'}><summary>{text(step.name)}<small>{changed}{moved}{replaced}</small>"
+            f"</summary><div class=samples>{''.join(inside)}</div></details>"
         )
     return f"<section><h2>Samples of what was changed</h2>{''.join(parts)}</section>" if parts else ""
 
