@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bigtrain.data.clean.funnel import Example, Funnel, Lengths, Reason, StepCounts
+from bigtrain.data.clean.funnel import EXCERPT, Example, Funnel, Lengths, Reason, StepCounts
 from bigtrain.data.sources import HUB, JSONL, TEXT
 from bigtrain.telemetry.progress import short
 
@@ -267,7 +267,8 @@ def _compared(before: str, after: str, unseen: bool = False) -> tuple[str, str]:
             left.append(_shown(old))
             right.append(_shown(new))
             continue
-        if number == len(blocks) - 1 and (not new or not old):  # one excerpt merely reaches farther
+        farther = number == len(blocks) - 1 and not (old and new) and max(len(before), len(after)) >= EXCERPT
+        if farther:  # one excerpt merely shows more of the same
             left.append(_shown(old))
             right.append(_shown(new))
             continue
