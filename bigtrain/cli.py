@@ -102,6 +102,9 @@ COMMANDS = {
     "checkpoint": Command(
         "list|verify|diff PATH…", "what is there, and whether it is right", "bigtrain.checkpoint.commands:main"
     ),
+    "data": Command(
+        "trace|blame|verify PATH…", "the documents of a step, or behind a spike; checksums", "bigtrain.ledger:main"
+    ),
     "doctor": Command("", "what this machine has, what is missing, how to mend it", "bigtrain.doctor:main"),
 }
 
