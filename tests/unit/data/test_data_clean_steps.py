@@ -93,6 +93,23 @@ def test_they_judge_whatever_repeats_itself_alike(phrases: list[list[str]], time
             assert isinstance(ours(text), Drop) == (theirs(their, text) is None)
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "bb", "cccc", "dddddddd", "whale"]), min_size=1, max_size=60),
+    st.lists(st.floats(0.01, 0.3), min_size=9, max_size=9),
+)
+def test_ngrams_are_counted_alike_at_any_threshold(words: list[str], shares: list[float]) -> None:
+    ours = clean.gopher_repetition(
+        duplicate_lines=1, duplicate_line_characters=1, top_ngrams=tuple(shares[:3]), duplicate_ngrams=tuple(shares[3:])
+    )
+    their = GopherRepetitionFilter(
+        top_n_grams=tuple(zip((2, 3, 4), shares, strict=False)),
+        dup_n_grams=tuple(zip((5, 6, 7, 8, 9, 10), shares[3:], strict=True)),
+        language=SameWords(),
+    )
+    assert isinstance(ours(" ".join(words)), Drop) == (theirs(their, " ".join(words)) is None)
+
+
 PROSE = "It is the sea that men have known, and to be with the wind is what they have of old desired to be. " * 4
 
 
