@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Literal
 
+from bigtrain.data.remote import retried
 from bigtrain.errors import UserError
 
 TIMEOUT_S = 5.0
+ROWS = 1000
+"""Of a table that is taken from a hub set at once."""
 
 
 def find(name: str, kind: Literal["dataset", "model"], setting: str, revision: str | None = None) -> str:
@@ -38,21 +42,64 @@ def find(name: str, kind: Literal["dataset", "model"], setting: str, revision: s
     return str(info.sha)
 
 
-def rows(name: str, config: str | None, split: str, revision: str | None) -> Iterator[dict[str, Any]]:
-    """Streams the records of a hub data set; with HF_HUB_OFFLINE=1, of the copy in the local cache.
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The commit of a data set now; with HF_HUB_OFFLINE=1 nobody is asked, and it is the revision itself.
+
+    Raises:
+        UserError: as `find` does.
+    """
+    from huggingface_hub import constants
+
+    return revision if constants.HF_HUB_OFFLINE else find(name, "dataset", "data.path", revision)
+
+
+def count_files(name: str, config: str | None, split: str, commit: str | None) -> int:
+    """The files of a split; 1 for the copy in the local cache.
 
     Raises:
         UserError: it cannot be reached, or has no such configuration or split.
     """
+    return int(getattr(_opened(name, config, split, commit), "num_shards", 1))
+
+
+def tables(name: str, config: str | None, split: str, commit: str | None, file: int) -> Iterator[Any]:
+    """Streams one file of a hub data set as pyarrow tables; a stream that breaks is taken up where it broke.
+
+    Raises:
+        UserError: it cannot be reached, or has no such configuration or split.
+        RunError: it breaks again and again.
+    """
+    dataset = _opened(name, config, split, commit)
+    if hasattr(dataset, "num_shards"):
+        dataset = dataset.shard(num_shards=dataset.num_shards, index=file)
+    dataset = dataset.with_format("arrow")
+    rows = 0
+    stream: Iterator[Any] | None = None
+
+    def following() -> Any:
+        nonlocal stream
+        if stream is None:
+            stream = iter((dataset.skip(rows) if rows else dataset).iter(batch_size=ROWS))
+        try:
+            return next(stream, None)
+        except Exception:
+            stream = None
+            raise
+
+    while (table := retried(following, f"data.path={name}, file {file}")) is not None:
+        yield table
+        rows += table.num_rows
+
+
+@lru_cache(maxsize=4)
+def _opened(name: str, config: str | None, split: str, commit: str | None) -> Any:
+    """The set: streamed; with HF_HUB_OFFLINE=1, the copy in the local cache."""
+    import datasets  # heavy: only once the name is known to be good
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE
-    revision = revision if offline else find(name, "dataset", "data.path", revision)
-
-    import datasets  # heavy: only once the name is known to be good
-
     try:
-        yield from datasets.load_dataset(name, config, split=split, revision=revision, streaming=not offline)
+        return datasets.load_dataset(name, config, split=split, revision=commit, streaming=not offline)
     except (ValueError, FileNotFoundError, ConnectionError) as error:
         nowhere = "no such local path, nor a copy in the local cache, and the hub is switched off (HF_HUB_OFFLINE): "
         raise UserError(

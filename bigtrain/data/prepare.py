@@ -131,7 +131,7 @@ def _write(settings: Preparation, sources: Sequence[Source], folder: Path, worke
             task = progress.add_task("training the tokenizer", total=reader.total, note="")
 
             def training_texts() -> Iterator[str]:
-                for split, text in divide(iter(reader), settings.held_out, settings.seed):
+                for split, text in divide((document.text for document in reader), settings.held_out, settings.seed):
                     if split == TRAIN:
                         yield text
                     progress.update(task, completed=reader.consumed)
@@ -146,7 +146,7 @@ def _write(settings: Preparation, sources: Sequence[Source], folder: Path, worke
         reader = Reader(sources, settings.corpus.reading)
         task = progress.add_task("tokenising", total=reader.total, note="")
         writers = {split: ShardWriter(folder, split, token_type, settings.shard_tokens) for split in (TRAIN, EVAL)}
-        documents = divide(iter(reader), settings.held_out, settings.seed)
+        documents = divide((document.text for document in reader), settings.held_out, settings.seed)
         few = reader.total is not None and reader.total < FEW_BYTES
         workers = workers or (1 if few else min(MOST_WORKERS, len(os.sched_getaffinity(0))))
         for encoded in _encode(_batches(documents), folder / "tokenizer", workers):

@@ -86,7 +86,10 @@ def test_a_data_set_and_a_tokenizer_by_name_give_the_same_tokens_as_files(
         ({"path": "melville/wales"}, "neither a local path nor a dataset of http://127.0.0.1"),
         ({"path": "melville/whales", "split": "test"}, "data.split=test"),
         ({"path": "melville/whales", "name": "big"}, "data.name=big"),
-        ({"path": "melville/whales", "text_column": "txt"}, "row 0: no column 'txt'"),
+        (
+            {"path": "melville/whales", "text_column": "txt"},
+            "melville/whales: no column 'txt' (data.text_column). Did you mean 'text'?",
+        ),
         ({"tokenizer": "melville/bpp"}, "neither a local path nor a model of http://127.0.0.1"),
     ],
 )
