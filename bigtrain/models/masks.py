@@ -38,21 +38,24 @@ def block_mask(start: Tensor) -> BlockMask:
         return (key <= query) & (key >= start[sample, query])
 
     samples, length = start.shape
-    create = _compiled(create_block_mask) if start.is_cuda else create_block_mask
-    made: BlockMask = create(sees, samples, None, length, length, device=start.device)
+    made: BlockMask = _kernel(create_block_mask, start)(sees, samples, None, length, length, device=start.device)
     return made
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     """q (B, H, S, W), k and v (B, K, S, W) -> (B, H, S, W). On a CPU it goes without the kernel, to compare with."""
-    attend = _compiled(flex_attention) if q.is_cuda else flex_attention
-    out: Tensor = attend(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    out: Tensor = _kernel(flex_attention, q)(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     return out
 
 
 def has_kernel(device: torch.device, head_width: int, dropout: float) -> bool:
     """Whether FlexAttention serves: it knows no dropout, and on a CPU no gradient."""
     return device.type == "cuda" and head_width >= NARROWEST_HEAD and dropout == 0
+
+
+def _kernel(function: Any, on: Tensor) -> Any:
+    """The function as it is to be called on such a tensor; in a model that is compiled itself, that does it."""
+    return _compiled(function) if on.is_cuda and not torch.compiler.is_compiling() else function
 
 
 @cache

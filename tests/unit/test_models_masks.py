@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.nn.functional import scaled_dot_product_attention
 
 from bigtrain.errors import UserError
-from bigtrain.models import decoder, hugging_face, native
-from bigtrain.models.masks import block_mask, exact_mask, has_kernel, within_documents
+from bigtrain.models import decoder, hugging_face, masks, native
+from bigtrain.models.masks import block_mask, exact_mask, has_kernel, masked_attention, within_documents
 from bigtrain.objectives import causal_lm
 
 CUTS = [[0, 9, 10, 150], [0, 128, 129, 150]]
@@ -88,6 +91,24 @@ def test_where_flex_attention_serves() -> None:
     assert not has_kernel(cuda, 64, 0.1)  # it has no dropout
     assert not has_kernel(cuda, 8, 0.0)
     assert not has_kernel(cpu, 64, 0.0)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_what_is_compiled_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each micro-batch has other documents; the kernels (here in C++, forward only) are made for the first one."""
+    for name in ("create_block_mask", "flex_attention"):  # as on a GPU
+        monkeypatch.setattr(masks, name, torch.compile(getattr(masks, name)))
+    counters.clear()
+    q = torch.randn(2, 4, 300, 16)
+    made = []
+    for cuts in ([[0, 100, 101, 300], [0, 128, 200, 300]], [[0, 7, 299, 300], [0, 256, 257, 300]]):
+        start = within_documents(documents(cuts))[1]
+        with torch.no_grad():
+            found = masked_attention(q, q, q, block_mask(start))
+            right = scaled_dot_product_attention(q, q, q, exact_mask(start))
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
+        made.append(counters["stats"]["unique_graphs"])
+    assert made == [2, 2]
 
 
 @pytest.mark.gpu
