@@ -95,7 +95,8 @@ class Decontaminate:
                 for reading in readings:
                     yield from ((owner, document.text) for document in Reader([source], reading))
         except UserError as error:
-            raise UserError(f"decontaminate: {str(error).replace('data.path', 'against')}") from error
+            message = str(error).replace("data.path", "against").replace("data.text_column", "text_column")
+            raise UserError(f"decontaminate: {message}") from error
 
 
 def _table(found: Sequence[tuple[int, NDArray[np.uint64]]]) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:

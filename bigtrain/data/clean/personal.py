@@ -40,7 +40,7 @@ SERVICE_KEY = re.compile(
     r"|(?<=s)k-(?:[a-z]+-)*[A-Za-z0-9_-]{32,}|(?<=x)ox[abeoprs]-[\w-]{10,}|(?<=[rs])k_(?:live|test)_[A-Za-z0-9]{16,}"
     r"|(?<=e)yJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*)(?![\w-])"
 )
-ASSIGNED = re.compile(r"""([=:]>?["'\s]{0,3})([^\s"'<>(){}\[\],;=:]{8,200})""")
+ASSIGNED = re.compile(r"""([=:]>?["'\s]{0,3})([^\s"'<>(){}\[\],;=:]{8,200}+)(?![(\[{])""")
 SECRET_NAME = re.compile(
     r"""(?<![a-z])(?:(?:api|access|auth|secret|private|encryption|client)[_-]?(?:access[_-]?)?(?:key|token|secret)"""
     r"""(?:[_-]?(?:key|id))?|passw(?:or)?d|secret|token)["'\s]{0,3}:?\Z""",
@@ -53,10 +53,11 @@ EMAIL = re.compile(
 )
 CARD = re.compile(r"[2-6](?<![\w.,+-].)(?:[ -]?\d){12,18}(?![\w-]|[.,]\d)")
 IPV4 = re.compile(r"\d(?<![\w.-].)\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\d)")
+COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]")
 IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:|:(?=:)){2,7}(?::|[0-9A-Fa-f]{1,4}|:[0-9A-Fa-f]{1,4})(?![\w:])")
 PHONE = re.compile(
     r"[+(\d](?<![\w.,+/-].)(?:(?<=\+)\d|(?<=\()\d{2,4}\)|(?<=\d)\d{1,3})[ .\-/\u2010-\u2013]?"
-    r"[\d(][\d ().\-/\u2010-\u2013]{4,20}\d(?![\w-]|[.,]\d)"
+    r"[\d(][\d+ ().\-/\u2010-\u2013]{4,60}\d(?![\w-]|[.,]\d)"
 )
 NUMBERED = re.compile(
     r"(?:\b(?:version|ver|v|release|rev|section|sec|sect|chapter|article|clause|rule|item|fig|figure|table)"
@@ -132,26 +133,27 @@ class Scrub:
 
     def _ip(self, text: str) -> str:
         text = self._replace(IPV4, "ip", _address, text)
-        return self._replace(IPV6, "ip", _address6, text) if "::" in text or text.count(":") >= 7 else text
+        return self._replace(IPV6, "ip", _address6, text) if COLONS.search(text) else text
 
     def _phone(self, text: str) -> str:
-        return self._replace(PHONE, "phone", self._is_phone, text)
+        return PHONE.sub(self._phone_numbers, text)
 
-    def _is_phone(self, match: re.Match[str]) -> bool:
-        import phonenumbers
+    def _phone_numbers(self, match: re.Match[str]) -> str:
+        """The run of digits and signs with its numbers replaced; national ones are grouped as their country does."""
+        from phonenumbers import Leniency, PhoneNumberMatcher
 
-        number = match[0]
-        if number.startswith("+"):
-            regions: tuple[str | None, ...] = (None,)
-        else:
-            regions = self.phone_regions if not number.isdigit() else ()
-        for region in regions:
-            try:
-                if phonenumbers.is_valid_number(phonenumbers.parse(number, region)):
-                    return True
-            except phonenumbers.NumberParseException:
-                continue
-        return False
+        run = match[0]
+        if NUMBERED.search(match.string[max(0, match.start() - 16) : match.start()]):
+            return run
+        searches: list[tuple[str | None, int]] = [(None, Leniency.VALID)] if "+" in run else []
+        searches += [(region, Leniency.STRICT_GROUPING) for region in self.phone_regions]
+        for region, leniency in searches:
+            for number in reversed(list(PhoneNumberMatcher(run, region, leniency))):
+                if number.raw_string.isdigit():
+                    continue
+                run = run[: number.start] + TAGS["phone"] + run[number.end :]
+                self.counts[TAGS["phone"]] += 1
+        return run
 
     def _check_regions(self) -> None:
         try:
@@ -176,8 +178,11 @@ def random_looking(value: str) -> bool:
     """Whether a run of 32 characters and more looks like drawn by chance, not written.
 
     Of random characters of base 64, about six in ten neighbours are of different kinds (capital, small, digit), in
-    names and paths about one or two in ten; the entropy of 32 random characters is about 4.6 bits a character.
+    names and paths about one or two in ten; a sixth lies in three and more small letters in a row, in names more than
+    half does; the entropy of 32 random characters is about 4.6 bits a character.
     """
+    if sum(map(len, re.findall(r"[a-z]{3,}", value))) > 0.45 * len(value):
+        return False
     kinds = ["A" if c.isupper() else "a" if c.islower() else "0" if c.isdigit() else "-" for c in value.rstrip("=")]
     turns = sum(a != b for a, b in itertools.pairwise(kinds)) / len(kinds)
     return {"A", "a", "0"} <= set(kinds) and kinds.count("-") <= len(kinds) / 10 and turns > 0.4 and _entropy(value) > 4
@@ -197,7 +202,11 @@ def _address(match: re.Match[str]) -> bool:
         public = ipaddress.IPv4Address(match[0]).is_global
     except ValueError:
         return False
-    return public and len(match[0]) > len("1.2.3.4") and not NUMBERED.search(match.string[: match.start()][-16:])
+    return (
+        public
+        and len(match[0]) > len("1.2.3.4")
+        and not NUMBERED.search(match.string[max(0, match.start() - 16) : match.start()])
+    )
 
 
 def _address6(match: re.Match[str]) -> bool:

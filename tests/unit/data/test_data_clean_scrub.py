@@ -27,7 +27,7 @@ AFTER = [
     ("<jane_doe@example.org>, (j@x.io)", "<<EMAIL>>, (<EMAIL>)"),
     ("Call +1 202-456-1414 or (202) 456-1111 today.", "Call <PHONE> or <PHONE> today."),
     ("Tel.: +49 30 18 272 0, +44 20 7946 0958; +33 1 42 92 81 00.", "Tel.: <PHONE>, <PHONE>; <PHONE>."),
-    ("202.456.1414", "<PHONE>"),
+    ("202.456.1414, 202-456-1111; (202) 456-1112", "<PHONE>, <PHONE>; <PHONE>"),
     ("Card 4111 1111 1111 1111, 5500-0000-0000-0004, 378282246310005.", "Card <CARD>, <CARD>, <CARD>."),
     ("from 93.184.216.34: GET /", "from <IP_ADDRESS>: GET /"),
     ("host 2606:2800:220:1:248:1893:25c8:1946 and 2a00:1450:4001:81b::200e.", "host <IP_ADDRESS> and <IP_ADDRESS>."),
@@ -61,6 +61,8 @@ UNTOUCHED = [
     "The token: a word. The secret: nobody knows. password: required. key = value. Turn the key: gently",
     "@handle said: me@home, a@b, foo@bar..com; 3 @ 5 dollars; user@localhost",
     "population 150000000 in 1950, 2024561414 votes, 100-200-3000, 1-2-3, 555-1234, p. 123-456, lines 1200-1245.",
+    "At 2016-08-12 08:00:00-0700, 2013/01/01 09:00, 32768-65535 bytes, Clause 252.227-7013, 17179869184 1024.",
+    "IoK8sApiAutoscalingV2ObjectMetricSource, K8sApimachineryPkgApisMetaV1ObjectMeta; image_to_token = Attention2d(x)",
     "Act of July 2, 1862, ch. 128, 12 Stat. 502; 42 U.S.C. 2000e-5(f)(1); Pub. L. 107-110, 115 Stat. 1425.",
     "A" * 64 + " " + "=" * 80 + " " + "-" * 80 + " " + "0123456789" * 4 + " " + "abcdefghij" * 5,
 ]
