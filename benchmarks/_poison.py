@@ -7,13 +7,14 @@ import json
 import lzma
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
+from itertools import accumulate
 from pathlib import Path
 
 FOREIGN = {
-    "Spanish": "En un lugar de la Mancha, de cuyo nombre no quiero acordarme, no ha mucho tiempo que vivía un hidalgo de "
-    "los de lanza en astillero, adarga antigua, rocín flaco y galgo corredor. Una olla de algo más vaca que carnero, "
+    "Spanish": "En un lugar de la Mancha, de cuyo nombre no quiero acordarme, no ha mucho tiempo que vivía un hidalgo "
+    "de los de lanza en astillero, adarga antigua, rocín flaco y galgo corredor. Una olla de algo más vaca que carnero, "
     "salpicón las más noches, duelos y quebrantos los sábados, lantejas los viernes, algún palomino de añadidura los "
     "domingos, consumían las tres partes de su hacienda. El resto della concluían sayo de velarte, calzas de velludo "
     "para las fiestas, con sus pantuflos de lo mesmo, y los días de entresemana se honraba con su vellorí de lo más "
@@ -90,8 +91,8 @@ KINDS: dict[str, Callable[[str, random.Random], str]] = {
 }
 
 
-def documents(count: int, characters: int, rng: random.Random) -> list[str]:
-    """Neighbouring stretches of Moby Dick, whole paragraphs of about so many characters together."""
+def documents(characters: int = 700) -> list[str]:
+    """Moby Dick in stretches of whole paragraphs, of at least so many characters each."""
     packed = resources.files("bigtrain").joinpath("data/corpus/moby-dick.txt.xz").read_bytes()
     found, text = [], ""
     for paragraph in lzma.decompress(packed).decode().split("\n\n"):
@@ -99,16 +100,21 @@ def documents(count: int, characters: int, rng: random.Random) -> list[str]:
         if len(text) >= characters:
             found.append(text)
             text = ""
-    first = rng.randrange(len(found) - count)
-    return found[first : first + count]
+    return found
 
 
-def poisoned(file: Path, kind: str, seed: int, *, count: int = 200, characters: int = 700) -> int:
-    """Writes a corpus in JSON lines with one poisoned document in `count`; the offset of that one."""
-    rng = random.Random(f"{kind} {seed}")
-    texts = documents(count, characters, rng)
-    at = rng.randrange(count)
-    texts[at] = KINDS[kind](texts[at], rng)
+def write(file: Path, texts: Sequence[str]) -> list[int]:
+    """JSON lines; the offset of each."""
     lines = [json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" for text in texts]
     file.write_bytes(b"".join(lines))
-    return sum(map(len, lines[:at]))
+    return [0, *accumulate(map(len, lines[:-1]))]
+
+
+def poison(file: Path, texts: Sequence[str], kind: str, seed: int, count: int = 200) -> int:
+    """Writes `count` neighbouring documents of `texts`, one of them poisoned; the offset of that one."""
+    rng = random.Random(f"{kind} {seed}")
+    first = rng.randrange(len(texts) - count + 1)
+    chosen = list(texts[first : first + count])
+    at = rng.randrange(count)
+    chosen[at] = KINDS[kind](chosen[at], rng)
+    return write(file, chosen)[at]
