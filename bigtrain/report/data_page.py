@@ -59,6 +59,23 @@ def write_data_report(folders: Mapping[str, Path], out: Path, weights: Mapping[s
     return out
 
 
+def report_on(data: Any, run_dir: Path | None = None) -> list[Path]:
+    """The pages about a data object: one of all its domains in the run folder, or else one in each prepared folder.
+
+    None where the data are not bigtrain's (no `folders`, a mapping of domains to folders, and no `folder`), or lie in
+    an object store. A folder that cannot be written to, as others' may be, is left without.
+    """
+    folders = getattr(data, "folders", None) or {"data": getattr(data, "folder", None)}
+    here = {name: folder for name, folder in folders.items() if isinstance(folder, Path) and folder.is_dir()}
+    if run_dir is not None:
+        return [write_data_report(here, run_dir / FILE_NAME, getattr(data, "weights", None))] if here else []
+    written = []
+    for name, folder in here.items():
+        with contextlib.suppress(UserError):
+            written.append(write_data_report({name: folder}, folder / FILE_NAME))
+    return written
+
+
 def render(parts: Sequence[Part]) -> str:
     """The whole page."""
     here = Path(__file__).parent

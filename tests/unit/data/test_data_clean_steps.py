@@ -97,8 +97,10 @@ def test_they_judge_whatever_repeats_itself_alike(phrases: list[list[str]], time
 @given(
     st.lists(st.sampled_from(["a", "bb", "cccc", "dddddddd", "whale"]), min_size=1, max_size=60),
     st.lists(st.floats(0.01, 0.3), min_size=9, max_size=9),
+    st.booleans(),
 )
-def test_ngrams_are_counted_alike_at_any_threshold(words: list[str], shares: list[float]) -> None:
+def test_ngrams_are_counted_alike_at_any_threshold(words: list[str], shares: list[float], top: bool) -> None:
+    shares = shares if top else [1.0] * 3 + shares[3:]
     ours = clean.gopher_repetition(
         duplicate_lines=1, duplicate_line_characters=1, top_ngrams=tuple(shares[:3]), duplicate_ngrams=tuple(shares[3:])
     )
@@ -143,6 +145,12 @@ PROSE = "It is the sea that men have known, and to be with the wind is what they
             "buy now " * 30,
             "the top 2-gram holds more than 20% of characters",
             "88%: “buy now”",
+        ),
+        (
+            clean.gopher_repetition(),
+            " ".join(f"word{n:05}" for n in [*range(75), *range(10)]),  # one 10-gram, twice
+            "more than 10% of characters in repeated 10-grams",
+            "11%",
         ),
         (clean.c4(), "One. Two. Three.", "fewer than 5 sentences in whole lines", "3 sentences"),
         (clean.c4(), "They said lorem ipsum dolor.", "contains “lorem ipsum”", ""),
