@@ -130,11 +130,13 @@ def prepare(argv: Sequence[str]) -> int:
     """The data steps alone."""
     from bigtrain.config.components import build
     from bigtrain.config.compose import compose_data
+    from bigtrain.report.data_page import report_on
 
     data = build(compose_data(argv), "data")
     if not hasattr(data, "prepare"):
         raise UserError("this data component has nothing to prepare.")
     data.prepare()
+    report_on(data)
     print(data.folder)
     return EXIT_DONE
 

@@ -127,6 +127,7 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
     from bigtrain.checkpoint.folder import lock
     from bigtrain.distributed import broadcast_object, run_on_first
     from bigtrain.outputs import Outputs, finish
+    from bigtrain.report.data_page import report_on
     from bigtrain.rollcall import roll_call
     from bigtrain.telemetry.environment import write_environment
     from bigtrain.telemetry.progress import say, setup_logging
@@ -148,6 +149,7 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
         schedule, objective = check_parts(config)
         data = prepared_data(config)
         run_on_first(lambda: keep_tokenizer(data, run_dir))
+        run_on_first(lambda: report_on(data, run_dir))
         parts = assemble(config, ranks, data, schedule, objective)
         engine, state, steps = parts.engine, parts.state, parts.steps
         if ranks.first:  # from here on the run has taken the configuration up
