@@ -41,3 +41,8 @@ def test_sketches_do_not_depend_on_the_process() -> None:
         for seed in ("0", "1")
     }
     assert printed == {f"{exact_dedup().sketch(['whale', 'Ahab']).tolist()}\n"}
+
+
+def test_all_of_a_sketch_must_agree() -> None:
+    sketches = np.array([[1, 2], [1, 3], [2, 2], [1, 2]], np.uint64)
+    assert exact_dedup().duplicates(sketches, np.ones(4, bool), refuse).tolist() == [-1, -1, -1, 0]

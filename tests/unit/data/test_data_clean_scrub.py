@@ -64,6 +64,7 @@ UNTOUCHED = [
     "At 2016-08-12 08:00:00-0700, 2013/01/01 09:00, 32768-65535 bytes, Clause 252.227-7013, 17179869184 1024.",
     "IoK8sApiAutoscalingV2ObjectMetricSource, K8sApimachineryPkgApisMetaV1ObjectMeta; image_to_token = Attention2d(x)",
     "Act of July 2, 1862, ch. 128, 12 Stat. 502; 42 U.S.C. 2000e-5(f)(1); Pub. L. 107-110, 115 Stat. 1425.",
+    f"alphabet = '{string.ascii_uppercase}{string.ascii_lowercase}{string.digits}+/'",
     "A" * 64 + " " + "=" * 80 + " " + "-" * 80 + " " + "0123456789" * 4 + " " + "abcdefghij" * 5,
 ]
 
