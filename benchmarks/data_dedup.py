@@ -261,9 +261,9 @@ def plot(path: Path, step: NearDedup, points: Sequence[dict[str, Any]]) -> None:
 
     j = np.linspace(0, 1, 400)
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for bands, rows, where in ((14, 8, "FineWeb"), (9, 13, "SlimPajama")):
+    for bands, rows, where, line in ((14, 8, "FineWeb", "--"), (9, 13, "SlimPajama", "-.")):
         other = [found(x, bands, rows) for x in j]
-        axes.plot(j, other, color="0.75", linewidth=1.2, label=f"{bands} x {rows} ({where})")
+        axes.plot(j, other, line, color="0.65", linewidth=1.2, label=f"{bands} x {rows} ({where})")
     axes.plot(j, [found(x, step.bands, step.rows) for x in j], color="#1f5fa8", linewidth=2,
               label=f"{step.bands} bands x {step.rows} rows: 1 - (1 - J^{step.rows})^{step.bands}")  # fmt: skip
     for point in points:
