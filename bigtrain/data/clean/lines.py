@@ -12,7 +12,8 @@ CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 TERMINAL = (".", "?", "!", '"', "'")
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 SENTENCE_END = re.compile(r"[.?!][\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-z])")
-"""A mark, and a next word that does not begin with a small letter."""
+"""A mark, and a next word that does not begin with a small letter. The authors count with NLTK's Punkt, which knows
+abbreviations: there `Mr. Ahab` is one sentence."""
 
 COUNTER = re.compile(r"\W*[\d.,]+[km]?\+?\s+\w+\W*", re.IGNORECASE)
 """`3 likes`, `1,204 views`."""
