@@ -31,6 +31,7 @@ def exact_mask(start: Tensor) -> Tensor:
     return ((at <= at[:, None]) & (at >= start.unsqueeze(-1))).unsqueeze(1)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def block_mask(start: Tensor) -> BlockMask:
     """The same for FlexAttention (Dong et al. 2024, arXiv:2412.05496), which skips blocks where nothing is seen."""
 
@@ -42,6 +43,7 @@ def block_mask(start: Tensor) -> BlockMask:
     return made
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     """q (B, H, S, W), k and v (B, K, S, W) -> (B, H, S, W). On a CPU it goes without the kernel, to compare with."""
     out: Tensor = _kernel(flex_attention, q)(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
@@ -54,8 +56,9 @@ def has_kernel(device: torch.device, head_width: int, dropout: float) -> bool:
 
 
 def _kernel(function: Any, on: Tensor) -> Any:
-    """The function as it is to be called on such a tensor; in a model that is compiled itself, that does it."""
-    return _compiled(function) if on.is_cuda and not torch.compiler.is_compiling() else function
+    """The function as it is to be called on such a tensor. It is compiled by itself also where the model around it is
+    compiled: in one with rotary positions, inductor's C++ kernel gives wrong numbers (torch 2.13)."""
+    return _compiled(function) if on.is_cuda else function
 
 
 @cache

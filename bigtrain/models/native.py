@@ -155,7 +155,8 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None) -> Tensor:
         """q (B, H, S, W), k and v (B, K, S, W) -> (B, S, H, W)."""
         if isinstance(mask, BlockMask):
-            return masked_attention(q, k, v, mask).transpose(1, 2)
+            attended: Tensor = masked_attention(q, k, v, mask)
+            return attended.transpose(1, 2)
         grouped = self.repeat > 1
         if grouped and not (mask is None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)):
             # Only the flash kernel reads grouped heads, and it takes no mask; the others would fall back to one that

@@ -111,6 +111,20 @@ def test_what_is_compiled_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert made == [2, 2]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_model_keeps_documents_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("create_block_mask", "flex_attention"):
+        monkeypatch.setattr(masks, name, torch.compile(getattr(masks, name)))
+    torch.manual_seed(0)
+    model = decoder(vocab_size=97, sequence_length=150, layers=1, heads=4, kv_heads=2, width=64)
+    ids = torch.randint(0, 97, (2, 150))
+    with torch.no_grad():
+        right = model(ids, documents(CUTS))
+        monkeypatch.setattr(native, "has_kernel", lambda *_: True)
+        torch.testing.assert_close(torch.compile(model)(ids, documents(CUTS)), right, rtol=0, atol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
