@@ -97,7 +97,7 @@ def main() -> None:
             spiked += bool(found.found)
             top = found.suspects[0]
             print(
-                f"seed {seed:3d}  {kind:20}  rank {rank or '-':>3}  first: {top.strange:+.1f}  "
+                f"seed {seed:3d}  {kind:20}  rank {rank or '-':>3}  first: {top.strange:4.1f}  "
                 f"{len(found.suspects)} candidates, {len(found.found)} spikes",
                 file=sys.stderr, flush=True,
             )  # fmt: skip

@@ -2,7 +2,7 @@
 
 A logged loss is that of one step's batch on the weights before its update. Where it jumps at step N, and was as
 expected at the last logged step P before, the cause lies in the batch of N or in the updates of P to N-1: the documents
-of the steps P to N are the candidates. Each is judged by its mean loss under one checkpoint of the run, against the
+of the steps P to N are the candidates. Each is judged by its losses under one checkpoint of the run, against the
 documents of the steps around (`bigtrain.ledger.judge.standing_out`).
 """
 
@@ -35,8 +35,9 @@ The documents behind a loss spike, the likeliest first.
   bigtrain data blame RUN --step 12340     of this step and the one before it
   bigtrain train run.dir=RUN data.exclude=RUN/blame.jsonl     goes on without what stands out
 
-Judged is how far a document's mean loss under a checkpoint of the run lies from that of the documents around it. The
-file takes those that stand out; look at them before you leave them out."""
+Judged is how far a document's losses under a checkpoint of the run lie from those of the documents around it: above
+them (hard text, such as bytes read as letters) or below (easy text, such as repetitions). The file takes those that
+stand out; look at them before you leave them out."""
 
 STRANGE = 5.0
 """Documents this far from their peers, in units of what is usual, stand out."""
@@ -128,13 +129,13 @@ def blame(
                 steps[key].append(at)
     suspects = [
         Suspect(
-            *key, *where[key], losses[key].targets, losses[key].mean, strange[key], at,
+            *key, *where[key], len(losses[key]), float(losses[key].mean()), strange[key], at,
             sum(any(step in window for step in at) for window in windows) if found else 0,
         )
         for key, at in steps.items() if at
     ]  # fmt: skip
-    suspects.sort(key=lambda suspect: -abs(suspect.strange))
-    usual = float(np.median([document.mean for document in losses.values()]))
+    suspects.sort(key=lambda suspect: -suspect.strange)
+    usual = float(np.median([of.mean() for of in losses.values()]))
     return Blame(suspects, checkpoint.path, found, usual, notes)
 
 
@@ -232,7 +233,7 @@ def main(argv: Sequence[str]) -> int:
     shown = result.suspects[: options.top]
     texts = Texts(run)
     entries = [_entry(suspect, texts) for suspect in shown]
-    strange = [entry for entry, suspect in zip(entries, shown, strict=True) if abs(suspect.strange) >= STRANGE]
+    strange = [entry for entry, suspect in zip(entries, shown, strict=True) if suspect.strange >= STRANGE]
     if options.json:
         write_lines(entries)
     else:
@@ -266,7 +267,7 @@ def _show(run: OpenedRun, result: Blame, shown: Sequence[Suspect], texts: Texts)
     columns = ["", "strange", "loss", "targets", *(["spikes"] if several else []), "document", "first words"]
     rows = [
         [
-            f"{rank}", f"{suspect.strange:+.1f}", f"{suspect.loss:.3f}", f"{suspect.tokens:,}",
+            f"{rank}", f"{suspect.strange:.1f}", f"{suspect.loss:.3f}", f"{suspect.tokens:,}",
             *([f"{suspect.spikes}/{len(result.found)}"] if several else []),
             place(suspect.file, suspect.offset), words_of(texts.document(suspect.domain, suspect.document)),
         ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, islice
 
 import numpy as np
@@ -20,24 +19,12 @@ Key = tuple[str, int]
 """(domain, number of the document in its training split)"""
 
 
-@dataclass(slots=True)
-class Losses:
-    """The targets of one document among the samples that were looked at."""
+def document_losses(trained: Trained, samples: Sequence[Sample], batch_size: int) -> dict[Key, Floats]:
+    """Of every document in `samples` the losses of its targets in nats (n,), seen as training saw them.
 
-    targets: int = 0
-    total: float = 0.0
-    """Sum of their losses, in nats."""
-    squares: float = 0.0
-
-    @property
-    def mean(self) -> float:
-        """Nats a target."""
-        return self.total / self.targets
-
-
-def document_losses(trained: Trained, samples: Sequence[Sample], batch_size: int) -> dict[Key, Losses]:
-    """The loss of every document in `samples`, each of its tokens seen as training saw it; each sample counts once."""
-    found: dict[Key, Losses] = {}
+    A sample counts once, however often it comes.
+    """
+    found: dict[Key, list[Floats]] = {}
     for batch in _batches(samples, batch_size):
         packed = batch[0].packed
         arrays = packed.batch([sample.index for sample in batch])
@@ -55,28 +42,37 @@ def document_losses(trained: Trained, samples: Sequence[Sample], batch_size: int
                 at += piece.stop - piece.start
                 own = row[part][targets[part] != IGNORE].astype(np.float64)
                 if len(own):
-                    document = found.setdefault((sample.domain, piece.document), Losses())
-                    document.targets += len(own)
-                    document.total += float(own.sum())
-                    document.squares += float((own**2).sum())
-    return found
+                    found.setdefault((sample.domain, piece.document), []).append(own)
+    return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
-def standing_out(losses: dict[Key, Losses]) -> dict[Key, float]:
-    """Of each document: how far its mean loss lies from its peers' median, in units of what is usual.
+def standing_out(losses: Mapping[Key, Floats]) -> dict[Key, float]:
+    """How far each document lies from its peers, in units of what is usual: in its mean loss, or in how far its losses
+    lie from the middle one, whichever is farther.
 
-    A mean over n targets differs from the median by tau^2 + sigma^2 / n: sigma^2 is the variance of tokens within
-    documents, and tau^2 that between documents, taken so that the median deviation is a normal one's (the scale by
-    which a few strange documents are not hidden by themselves). So short documents are not strange by chance. Above 0:
-    the text is harder than its peers; below: easier, as repetitions are.
+    Text may be strange by being hard, or by being easy, as repetitions are. One that the model has half learned has a
+    usual mean: its losses being all alike gives it away.
     """
-    means = np.array([document.mean for document in losses.values()])
-    counts = np.array([document.targets for document in losses.values()], dtype=np.float64)
-    squares = np.array([document.squares for document in losses.values()])
-    within = float((squares - counts * means**2).sum() / max(1.0, (counts - 1).sum()))
+    middle = float(np.median(np.concatenate(list(losses.values()))))
+    level = _distances(list(losses.values()))
+    spread = _distances([np.abs(of - middle) for of in losses.values()])
+    return dict(zip(losses, np.maximum(np.abs(level), np.abs(spread)).tolist(), strict=True))
+
+
+def _distances(values: Sequence[Floats]) -> Floats:
+    """The mean of each document's values from the median mean, in units of what is usual.
+
+    A mean over n values differs from the median by tau^2 + sigma^2 / n: sigma^2 is the variance of values within
+    documents, and tau^2 that between documents, taken so that the median deviation is a normal one's (the scale by
+    which a few strange documents are not hidden by themselves). So short documents are not strange by chance.
+    """
+    means = np.array([of.mean() for of in values])
+    counts = np.array([len(of) for of in values], dtype=np.float64)
+    within = float(sum(((of - of.mean()) ** 2).sum() for of in values) / max(1.0, (counts - 1).sum()))
     away = means - np.median(means)
     scale = np.sqrt(_between(np.abs(away), within / counts) + within / counts)
-    return dict(zip(losses, (away / np.maximum(scale, 1e-9)).tolist(), strict=True))
+    distances: Floats = away / np.maximum(scale, 1e-9)
+    return distances
 
 
 def _between(away: Floats, within: Floats) -> float:
