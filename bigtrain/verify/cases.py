@@ -162,7 +162,12 @@ def packings(config: RunConfig) -> dict[str, RunConfig]:
     if config.data.get("_target_") != "bigtrain.data.text":
         return {}
     now = (config.data.get("packing", "concat"), bool(config.data.get("document_masks")))
-    ways = {"concat": ("concat", False), "concat, document masks": ("concat", True), "none": ("none", False)}
+    ways = {
+        "concat": ("concat", False),
+        "concat, document masks": ("concat", True),
+        "best_fit": ("best_fit", False),
+        "none": ("none", False),
+    }
     found = {}
     for name, (packing, masks) in ways.items():
         if (packing, masks) != now:

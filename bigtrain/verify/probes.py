@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bigtrain.assembly import DataBatches, build_model, build_optimizer
 from bigtrain.data.loader import collate
+from bigtrain.data.sets import IGNORE
 from bigtrain.distributed import Ranks, seed_all
 from bigtrain.engines.base import Batch, Objective, to_device
 from bigtrain.errors import UserError
@@ -135,5 +136,10 @@ def _two_samples(data: Any) -> list[Any]:
     found = [data.train[index % len(data.train)] for index in range(2)]
     if "document_ids" in found[0]:
         some = (data.train[index] for index in range(min(SEARCHED, len(data.train))))
-        found = [*islice((sample for sample in some if sample["document_ids"][-1] > 0), 2), *found]
+        found = [*islice((sample for sample in some if _documents(sample) > 1), 2), *found]
     return found[:2]
+
+
+def _documents(sample: Any) -> int:
+    """Documents in a sample; padding is none."""
+    return len(set(sample["document_ids"][sample["labels"] != IGNORE].tolist()))

@@ -179,7 +179,7 @@ class Suite:
             result.note = f"logits move with {what}: an attention mask is not what it should be"
         elif not felt > 0:
             result.verdict, result.note = "FAIL", "logits do not move with their own token: the probe sees nothing"
-        elif "another document" not in found.moved and config.data.get("packing") == "concat":
+        elif "another document" not in found.moved and config.data.get("packing") in ("concat", "best_fit"):
             result.note = "documents of a sample see each other, as data.document_masks=false says"
         return result, found.vocabulary
 
