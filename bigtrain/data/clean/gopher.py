@@ -1,7 +1,7 @@
 """Quality and repetition rules of Gopher (Rae et al. 2021, arXiv:2112.11446, Appendix A.1 and Table A1).
 
-A word is what stands between white space, as the paper says no more about it. datatrove, whose verdicts are the same for
-the same words, takes spaCy's, where punctuation is a word too: then "80% of words have a letter" drops much good prose.
+A word is what stands between white space, as the paper says no more about it. datatrove, whose verdicts are the same
+for the same words, takes spaCy's, where punctuation is a word, too: then "80% of words have a letter" drops good prose.
 """
 
 from __future__ import annotations
