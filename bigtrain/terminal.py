@@ -19,9 +19,10 @@ class CommandLine(argparse.ArgumentParser):
     Args:
         command: the word behind `bigtrain`.
         summary: what it does, with an example or two below it.
+        device: whether it takes `--device`.
     """
 
-    def __init__(self, command: str, summary: str) -> None:
+    def __init__(self, command: str, summary: str, *, device: bool = True) -> None:
         super().__init__(
             prog=f"bigtrain {command}",
             usage=f"bigtrain {command} PATH [options] [overrides]",
@@ -35,9 +36,10 @@ class CommandLine(argparse.ArgumentParser):
             metavar="PATH",
             help="a run folder, a checkpoint in it, or a Hugging Face folder (such as an export)",
         )
-        self.add_argument(
-            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
-        )
+        if device:
+            self.add_argument(
+                "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
+            )
 
     def error(self, message: str) -> NoReturn:
         """Say it without a usage in front."""

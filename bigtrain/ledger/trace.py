@@ -57,7 +57,7 @@ def trace(run: OpenedRun, step: int) -> Iterator[dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> int:
     """The command."""
-    line = CommandLine("data trace", SUMMARY)
+    line = CommandLine("data trace", SUMMARY, device=False)
     line.add_argument("--step", type=int, metavar="N", help="which step, from 1 on")
     line.add_argument("--json", action="store_true", help="print a JSON object for each part, with its text")
     line.add_argument("--out", metavar="FILE", help="write these objects into FILE")

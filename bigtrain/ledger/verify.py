@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bigtrain.data.settings import FORMAT
 from bigtrain.data.shards import read_manifest, verify
 from bigtrain.errors import EXIT_DONE, EXIT_FAILED, UserError
 from bigtrain.ledger.opened import OpenedRun
@@ -27,6 +28,14 @@ def _folders(path: str) -> list[Path]:
         return [folder]
     inside = sorted(file.parent for file in folder.glob("*/manifest.json") if is_prepared(file.parent))
     return inside or OpenedRun(folder).folders
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether bigtrain prepared this folder; also where it is damaged."""
+    try:
+        return f'"{FORMAT}"' in (folder / "manifest.json").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def main(argv: Sequence[str]) -> int:
