@@ -115,13 +115,17 @@ class Preparation:
             raise UserError(f"data.shard_tokens={self.shard_tokens}: at least 1.")
 
     def fingerprint(self, sources: Sequence[Source]) -> str:
-        """A hash of the settings, of the tokenizer's files, and of name, size and time of every source."""
+        """A hash of the settings, of the tokenizer's files, and of name, size and time of every source and of what
+        documents are compared with."""
+        from bigtrain.data.clean.contamination import evaluation_sources
+
         settings: dict[str, Any] = asdict(self)
         del settings["corpus"]["path"]
         if self.tokenizer is not None:
             del settings["vocab_size"]
             settings["tokenizer"] = _files_hash(Path(self.tokenizer).expanduser()) or self.tokenizer
-        everything = [FORMAT, VERSION, settings, [asdict(source) for source in sources]]
+        read = [*sources, *evaluation_sources(self.corpus.clean)]
+        everything = [FORMAT, VERSION, settings, [asdict(source) for source in read]]
         return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 

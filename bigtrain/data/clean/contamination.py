@@ -10,10 +10,11 @@ by a mere collision.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,23 @@ from bigtrain.data.clean import Drop
 from bigtrain.data.clean.ngrams import WORD, ngrams, word_hashes
 from bigtrain.data.readers import Reader
 from bigtrain.data.settings import Reading
-from bigtrain.data.sources import find_sources
+from bigtrain.data.sources import Source, find_sources
 from bigtrain.errors import UserError
+
+
+def evaluation_sources(components: Iterable[Mapping[str, Any]]) -> list[Source]:
+    """What the `decontaminate` steps among these compare with: cleaned documents depend on it, not only on settings.
+
+    Raises:
+        UserError: it is not there.
+    """
+    found = []
+    for component in components:
+        if component.get("_target_") == "bigtrain.data.clean.decontaminate":
+            against = component.get("against", ())
+            with _named():
+                found += find_sources([against] if isinstance(against, str) else against)
+    return found
 
 
 class Decontaminate:
@@ -65,14 +81,6 @@ class Decontaminate:
             )
         self._runs = {length: _table(found) for length, found in sorted(runs.items(), reverse=True)}
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash of what is looked for: the evaluation data may change while the settings stay."""
-        digest = hashlib.sha256()
-        for length, (runs, _) in self._runs.items():
-            digest.update(length.to_bytes(8, "little") + runs.tobytes())
-        return digest.hexdigest()[:16]
-
     def __call__(self, text: str) -> str | Drop:
         """The text, or the `Drop` with the first shared run of words."""
         hashes = word_hashes(text)
@@ -89,14 +97,21 @@ class Decontaminate:
 
     def _texts(self, paths: Sequence[str], readings: Sequence[Reading]) -> Iterator[tuple[int, str]]:
         """(number of the name of the file or hub set, text)."""
-        try:
+        with _named():
             for owner, source in enumerate(find_sources(paths)):
                 self.names.append(PurePath(source.name).name)
                 for reading in readings:
                     yield from ((owner, document.text) for document in Reader([source], reading))
-        except UserError as error:
-            message = str(error).replace("data.path", "against").replace("data.text_column", "text_column")
-            raise UserError(f"decontaminate: {message}") from error
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Faults of reading name this step's settings, not those of `data`."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error).replace("data.path", "against").replace("data.text_column", "text_column")
+        raise UserError(f"decontaminate: {message}") from error
 
 
 def _table(found: Sequence[tuple[int, NDArray[np.uint64]]]) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:

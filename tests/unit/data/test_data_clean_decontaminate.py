@@ -12,6 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from bigtrain.data.clean import Drop, decontaminate
+from bigtrain.data.settings import Corpus, Preparation
+from bigtrain.data.sources import Source
 from bigtrain.errors import UserError
 
 WORDS = [f"{a}{b}{c}" for a in "bdfg" for b in "aeiou" for c in "lmnrst"]
@@ -69,14 +71,20 @@ def test_which_of_several_files(evaluation: Path, tmp_path: Path) -> None:
     assert isinstance(decontaminate(against=str(tmp_path / "notes.txt"))(words(300, 20)), Drop)
 
 
-def test_the_fingerprint_follows_what_the_files_say(evaluation: Path) -> None:
-    def made() -> str:
-        return decontaminate(against=str(evaluation), text_column="question").fingerprint
+def test_prepared_data_depends_on_what_the_evaluation_files_say(evaluation: Path) -> None:
+    step = {"_target_": "bigtrain.data.clean.decontaminate", "against": str(evaluation), "text_column": "question"}
+    corpus = Corpus(path=("a.txt",), clean=({"_target_": "bigtrain.data.clean.exact_dedup"}, step))
 
-    before = made()
-    assert made() == before
+    def fingerprint() -> str:
+        return Preparation(corpus, None, 300, 0.1, 0, "auto", 1000).fingerprint([Source("a.txt", "text", 5, 6)])
+
+    before = fingerprint()
+    assert fingerprint() == before
     evaluation.write_text(json.dumps({"question": words(9, 40)}) + "\n")
-    assert made() != before
+    assert fingerprint() != before
+    evaluation.unlink()
+    with pytest.raises(UserError, match="decontaminate: against=.*no such file"):
+        fingerprint()
 
 
 def test_real_documents_are_not_dropped_by_chance(evaluation: Path) -> None:
