@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from bisect import bisect_left, insort
 from collections.abc import Iterator
@@ -95,6 +96,8 @@ def best_fit(shards: Shards, sequence_length: int, cache: Path) -> BestFit:
     name = hashlib.sha256(f"{shards.index_sha256} {sequence_length}".encode()).hexdigest()[:16]
     folder = cache / f"best_fit-{name}"
     if not folder.is_dir():
+        if shards.documents > BLOCK_DOCUMENTS:  # about a second for a million
+            print(f"data: packing {shards.documents:,} documents, once", file=sys.stderr)
         try:
             cache.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(dir=cache, prefix=f".{folder.name}.", suffix=".tmp"))
