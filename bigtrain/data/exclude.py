@@ -35,6 +35,21 @@ def read_exclusions(file: str | Path, sources: Sequence[Source]) -> Exclusions:
     return exclusions
 
 
+def of_domains(file: str | Path, domains: Mapping[str, Sequence[Source]]) -> dict[str, Exclusions]:
+    """The same for several domains at once, as a line may name a source of any of them.
+
+    Raises:
+        UserError: as `read_exclusions`.
+    """
+    together = read_exclusions(file, [source for sources in domains.values() for source in sources])
+    found: dict[str, Exclusions] = {}
+    first = 0
+    for name, sources in domains.items():
+        found[name] = {n - first: offsets for n, offsets in together.items() if first <= n < first + len(sources)}
+        first += len(sources)
+    return found
+
+
 class Exclude:
     """Leaves the excluded documents out of a stream, and remembers what it met."""
 

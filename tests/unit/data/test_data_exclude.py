@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bigtrain.data.documents import Document
-from bigtrain.data.exclude import Exclude, check_found, merge_nearest, read_exclusions
+from bigtrain.data.exclude import Exclude, check_found, merge_nearest, of_domains, read_exclusions
 from bigtrain.data.sources import Source
 from bigtrain.errors import UserError
 
@@ -39,6 +39,12 @@ def test_names_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == {0: {7, 8}, 1: {0}, 2: {9}, 3: {1}, 4: {12}}
     twice = read_exclusions(write(tmp_path, {"file": "part-2.jsonl", "offset": 5}), [*SOURCES, SOURCES[1]])
     assert twice == {1: {5}, 3: {5}}, "a source of two domains is excluded from in both"
+
+
+def test_one_file_for_several_domains(tmp_path: Path) -> None:
+    file = write(tmp_path, {"file": "/data/a/part-1.jsonl", "offset": 3}, {"file": "/data/b/part-1.jsonl", "offset": 4})
+    found = of_domains(file, {"a": SOURCES[:2], "none": [Source("/data/c.txt", "text")], "b": SOURCES[2:]})
+    assert found == {"a": {0: {3}}, "none": {}, "b": {0: {4}}}
 
 
 @pytest.mark.parametrize(
