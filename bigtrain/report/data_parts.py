@@ -190,6 +190,10 @@ def _ticks(most: int) -> list[int]:
     return [round(number * step) for number in range(int(most / step) + 1)]
 
 
+def _documents(number: int) -> str:
+    return f"{number:,} document{'' if number == 1 else 's'}"
+
+
 def dropped(reasons: Reasons, places: Places) -> str:
     """Of each reason a few documents, with file, offset, and what was seen in them."""
     parts = []
@@ -197,10 +201,9 @@ def dropped(reasons: Reasons, places: Places) -> str:
         distinct = {example.text: example for example in reversed(counts.examples)}.values()
         inside = "".join(_twins(e, places) if e.other is not None else _one(e, places) for e in distinct)
         twins = any(example.other not in (None, example.text) for example in distinct)
-        count = f"{counts.documents:,} {'document' if counts.documents == 1 else 'documents'}"
         parts.append(
             f"<details{' open' if number < 3 or twins else ''}><summary>{text(step.name)}: {text(name)}"
-            f"<small>{count}</small></summary><div class=samples>{inside}</div></details>"
+            f"<small>{_documents(counts.documents)}</small></summary><div class=samples>{inside}</div></details>"
         )
     return "".join(parts)
 
@@ -245,7 +248,7 @@ def changes(steps: Sequence[StepCounts], places: Places) -> str:
                 f"<div><small>after</small><pre>{after}</pre></div></div></article>"
             )
         replaced = "".join(f", {number:,} {text(kind)}" for kind, number in sorted(step.replaced.items()))
-        changed, lost = f"{step.changed:,} documents", step.characters_in - step.characters_out
+        changed, lost = _documents(step.changed), step.characters_in - step.characters_out
         lost -= sum(reason.characters for reason in step.reasons.values())
         moved = f", {short(abs(lost))} characters {'fewer' if lost > 0 else 'more'}" if lost else ""
         parts.append(
