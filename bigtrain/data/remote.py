@@ -28,6 +28,10 @@ PACKAGES = {
     "gs": "gcsfs: pip install gcsfs",
     "az": "adlfs: pip install adlfs",
 }
+_KEY = (
+    "It needs one that may list this place and read it: for S3 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+    "AWS_PROFILE; a public bucket is read with FSSPEC_S3_ANON=true."
+)
 BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "oci")
 T = TypeVar("T")
 
@@ -85,9 +89,7 @@ def retried(action: Callable[[], T], what: str) -> T:
         except Exception as error:  # each store's client has its own
             if _is_refusal(error):
                 raise UserError(
-                    f"{what}: the store refuses the key, or was given none ({_reason(error)}). Give it one that may "
-                    "list this place and read it, for S3 with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
-                    "AWS_PROFILE; a public bucket is read with FSSPEC_S3_ANON=true."
+                    f"{what}: the store refuses the key, or was given none ({_reason(error)}). {_KEY}"
                 ) from error
             if wait is None:
                 raise RunError(
@@ -163,7 +165,10 @@ def _look(url: str) -> Place:
         return Source(name, kind_of(name) or "", int(info["size"]), _modified(info))
 
     if re.search(r"[*\[]" if web else r"[*?\[]", url):
-        found = fs.glob(path, detail=True)
+        try:
+            found = fs.glob(path, detail=True)
+        except ValueError as error:
+            raise UserError(f"data.path={url}: {error}.") from error
         if not found:
             _bucket(fs, path, url)
             raise UserError(f"data.path={url}: no file matches this glob.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 from bigtrain.data.settings import Reading
 from bigtrain.data.sources import HUB, JSONL, PARQUET, Source
@@ -94,7 +95,8 @@ def _pieces(number: int, source: Source, reading: Reading, target: int) -> Itera
 
         with opened_parquet(source) as file:
             rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        for group, count in enumerate(rows):
-            yield Slice(number, group, group + 1, source.size * count // max(1, sum(rows)))
+        ends = [source.size * end // max(1, sum(rows)) for end in accumulate(rows, initial=0)]
+        for group, (start, stop) in enumerate(pairwise(ends)):
+            yield Slice(number, group, group + 1, stop - start)
     else:
         yield Slice(number, size=source.size)

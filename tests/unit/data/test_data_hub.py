@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from bigtrain.data.text_data import TextData
 
 from .conftest import Make, left_in, python
-from .hub_server import serve
+from .hub_server import SHA, serve
 
 NOWHERE = "http://127.0.0.1:9"
 """A port where nobody listens."""
@@ -78,6 +80,79 @@ def test_a_data_set_and_a_tokenizer_by_name_give_the_same_tokens_as_files(
     again = len(seen)
     assert prepare(make, tmp_path, NOWHERE, path="melville/whales", tokenizer="melville/bpe") == by_name
     assert len(seen) == again  # prepared already: nobody is asked
+
+
+def test_each_file_of_a_hub_set_is_a_unit_and_each_row_has_its_place(
+    hub: Any, chapters: list[str], tmp_path: Path
+) -> None:
+    process = python(
+        """
+import json
+from bigtrain.data.readers import Reader
+from bigtrain.data.settings import Reading
+from bigtrain.data.sources import find_sources
+from bigtrain.data.units import plan_units
+
+sources, reading = find_sources(["melville/whales"]), Reading()
+plan = plan_units(sources, reading)
+last, first = [list(Reader(sources, reading, unit)) for unit in reversed(plan)]
+assert list(Reader(sources, reading)) == first + last
+few = Reading(max_documents=3)
+assert list(Reader(sources, few, *plan_units(sources, few))) == first[:3]
+print(json.dumps([[len(plan), plan[0].slices[0].commit], [document[::2] for document in first + last]]))
+""",
+        HF_ENDPOINT=hub[0],
+        HF_HOME=str(tmp_path),
+        HF_HUB_OFFLINE="0",
+        HF_DATASETS_OFFLINE="0",
+    )
+    out, err = process.communicate(timeout=150)
+    assert process.returncode == 0, err[-3000:]
+    plan, documents = json.loads(out)
+    assert plan == [2, SHA]
+    assert documents == [[text, ((number >= 20) << 40) + number % 20] for number, text in enumerate(chapters)]
+    assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob("*.arrow"))
+
+
+def test_the_recipe_of_gpt2_streams_its_data_set_by_name_and_takes_a_local_path_instead(
+    chapters: list[str], prepared: TextData, tmp_path: Path
+) -> None:
+    """recipe=pretrain/gpt2_124m as it ships: a named subset of several files, and a tokenizer, both from the hub."""
+    owner = tmp_path / "datasets/HuggingFaceFW/fineweb-edu"
+    subset = owner / "sample/10BT"
+    subset.mkdir(parents=True)
+    files = [chapters[at : at + 8] for at in range(0, len(chapters), 8)]
+    for number, texts in enumerate(files):
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts, "id": texts}), subset / f"{number:03d}_00000.parquet")
+    configs = "configs:\n- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n"
+    (owner / "README.md").write_text(f"---\n{configs}---\n")
+    tokenizer = tmp_path / "models/gpt2"
+    shutil.copytree(prepared.tokenizer_path, tokenizer)
+
+    def run(name: str, *words: str, endpoint: str) -> list[Any]:
+        given = ["recipe=pretrain/gpt2_124m", f"data.cache={tmp_path / name}", "data.held_out=0.2", *words]
+        environment = {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_DATASETS_OFFLINE": "0",
+        }
+        process = python(
+            f"import sys; from bigtrain.cli import main; sys.exit(main({['prepare', *given]!r}))", **environment
+        )
+        out, err = process.communicate(timeout=150)
+        assert process.returncode == 0, err[-3000:]
+        splits = json.loads((Path(out.strip()) / "manifest.json").read_text())["splits"]
+        return [[splits[split]["documents"], splits[split]["tokens"]] for split in ("train", "eval")]
+
+    with serve(tmp_path) as (address, seen):
+        by_name = run("by_name", endpoint=address)
+        for number in range(len(files)):
+            assert any(f"/sample/10BT/{number:03d}_00000.parquet" in request for request in seen)
+    assert not list((tmp_path / "home").rglob("*.parquet")) and not list((tmp_path / "home").rglob("*.arrow"))
+    assert sum(documents for documents, _ in by_name) == len(chapters)
+    local = run("local", f"data.path={subset}", f"data.tokenizer={tokenizer}", endpoint=NOWHERE)
+    assert local == by_name
 
 
 @pytest.mark.parametrize(

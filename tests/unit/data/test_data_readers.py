@@ -9,9 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +31,9 @@ def read(*paths: Path | str, **settings: Any) -> tuple[list[str], Reader]:
     return [document.text for document in reader], reader
 
 
+zstd = zstandard.ZstdCompressor().compress
+
+
 def write_jsonl(path: Path, records: list[Any]) -> Path:
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     return path
@@ -36,15 +41,17 @@ def write_jsonl(path: Path, records: list[Any]) -> Path:
 
 def test_every_kind_gives_the_same_documents(tmp_path: Path) -> None:
     for number, text in enumerate(TEXTS):
-        for kind, opened in ((".txt", open), (".md.gz", gzip.open), (".txt.xz", lzma.open)):
+        for kind, pack in ((".txt", bytes), (".md.gz", gzip.compress), (".txt.xz", lzma.compress), (".md.zst", zstd)):
             folder = tmp_path / kind.replace(".", "")
             folder.mkdir(exist_ok=True)
-            with opened(folder / f"{number}{kind}", "wb") as file:
-                file.write(text.encode())
+            (folder / f"{number}{kind}").write_bytes(pack(text.encode()))
     plain = write_jsonl(tmp_path / "a.jsonl", [{"text": text, "id": 1} for text in TEXTS])
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
     pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2, 3], "text": TEXTS}), tmp_path / "c.parquet")
-    for name in ("txt", "mdgz", "txtxz", "a.jsonl", "b.jsonl.gz", "c.parquet"):
+    (tmp_path / "d.json.zst").write_bytes(zstd(plain.read_bytes()[:2000]) + zstd(plain.read_bytes()[2000:]))
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(str(tmp_path / "saved"), num_shards=2)
+    names = ("txt", "mdgz", "txtxz", "mdzst", "a.jsonl", "b.jsonl.gz", "c.parquet", "d.json.zst", "saved")
+    for name in names:
         documents, reader = read(tmp_path / name)
         assert documents == TEXTS, name
         assert reader.consumed == reader.total > 0
@@ -71,7 +78,7 @@ def test_the_shipped_corpus_is_cut_into_its_chapters() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    text=st.text(alphabet="ab\n#", max_size=300),
+    text=st.text(alphabet="abé🐳\n#", max_size=300),
     sizes=st.lists(st.integers(1, 40), min_size=1),
     pattern=st.sampled_from([r"(?m)^(?=#)", r"\n\n{1,3}", r"#a", r"(?m)^#.{0,2}$", r"(?<=#)#", r"(?=a)"]),
 )
@@ -83,9 +90,13 @@ def test_cutting_a_stream_equals_cutting_the_whole(text: str, sizes: list[int], 
     whole = [piece for piece in re.split(pattern, text) if piece]
     before, readers.LOOKAHEAD = readers.LOOKAHEAD, 8
     try:
-        assert [piece for _, piece in cut(iter(chunks), re.compile(pattern))] == whole
+        pieces = list(cut(iter(chunks), re.compile(pattern)))
     finally:
         readers.LOOKAHEAD = before
+    assert [piece for _, piece in pieces] == whole
+    for offset, piece in pieces:
+        assert text.encode()[offset : offset + len(piece.encode())].decode() == piece
+    assert [offset for offset, _ in pieces] == sorted({offset for offset, _ in pieces})
 
 
 def test_a_separator_across_blocks_of_a_large_file(tmp_path: Path) -> None:
@@ -143,13 +154,17 @@ def test_a_broken_line_is_named_and_left_out_only_if_asked(tmp_path: Path, line:
     assert reader.first_broken is not None and words in reader.first_broken
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "arrow"])
 def test_a_column_that_is_not_there(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
+    table = pyarrow.table({"texts": ["x"], "id": [1]})
     if suffix == "jsonl":
         write_jsonl(path, [{"texts": "x", "id": 1}])
+    elif suffix == "arrow":
+        with pyarrow.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
     else:
-        pyarrow.parquet.write_table(pyarrow.table({"texts": ["x"], "id": [1]}), path)
+        pyarrow.parquet.write_table(table, path)
     with pytest.raises(UserError, match=rf"a\.{suffix}.*no column 'text'.*Did you mean 'texts'"):
         read(path, skip_broken=True)
     assert read(path, text_column="texts")[0] == ["x"]
@@ -157,17 +172,70 @@ def test_a_column_that_is_not_there(tmp_path: Path, suffix: str) -> None:
         read(path, text_column="id")
 
 
-@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.txt.xz", "a.parquet"])
+@pytest.mark.parametrize(
+    "name",
+    [*(f"a{kind}{packed}" for kind in (".txt", ".jsonl") for packed in (".gz", ".xz", ".zst")),
+     "a.parquet", "file.arrow", "stream.arrow"],
+)  # fmt: skip
 def test_a_file_that_is_cut_short(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     data = b"".join(b'{"text": "%d"}\n' % (i * i) for i in range(5000))
+    table = pyarrow.table({"text": ["x" * 99] * 99})
     if name.endswith("parquet"):
-        pyarrow.parquet.write_table(pyarrow.table({"text": ["x" * 99] * 99}), path)
+        pyarrow.parquet.write_table(table, path)
+    elif name.endswith("arrow"):
+        with (pyarrow.ipc.new_file if "file" in name else pyarrow.ipc.new_stream)(path, table.schema) as writer:
+            writer.write_table(table)
     else:
-        path.write_bytes((gzip.compress if name.endswith("gz") else lzma.compress)(data))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match=rf"{path} is (damaged or cut short|not a whole Parquet file)"):
+        pack = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd}[name.rpartition(".")[2]]
+        path.write_bytes(pack(data))
+    whole = path.read_bytes()
+    for share in (0.5, 0.98):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(UserError, match=rf"{path} is (damaged or cut short|not a whole (Parquet|Arrow) file)"):
+            read(path)
+    path.write_bytes(b"no such thing at all, and long enough to be read as if it were one")
+    with pytest.raises(UserError, match=rf"{path} is (damaged or cut short|not a whole (Parquet|Arrow) file)"):
         read(path)
+
+
+def test_a_file_that_vanished_between_finding_and_reading(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "x"}])
+    sources = find_sources([str(path)])
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{path} cannot be read: No such file"):
+        list(Reader(sources, Reading()))
+
+
+def test_only_so_many_documents_the_first_ones(tmp_path: Path) -> None:
+    texts = ["one", " ", "two", "three", "four"]
+    write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    (tmp_path / "b.jsonl").write_text("this would be a broken line")  # and is not read
+    paths = (tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    for number in (1, 2, 4):
+        documents, reader = read(*paths, max_documents=number)
+        assert documents == ["one", "two", "three", "four"][:number]
+        assert reader.consumed == reader.total
+    with pytest.raises(UserError, match="not JSON"):
+        read(*paths, max_documents=5)
+
+
+def test_json_beside_text_is_settings_and_alone_is_json_lines(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "settings.json", [{"text": "in json"}])
+    assert read(tmp_path)[0] == ["in json"]
+    (tmp_path / "a.txt").write_text("in text")
+    assert read(tmp_path)[0] == ["in text"]
+    assert read(tmp_path / "settings.json")[0] == read(tmp_path / "*.json")[0] == ["in json"]
+    (tmp_path / "array.json").write_text('[\n{"text": "x"}\n]\n')
+    with pytest.raises(UserError, match=r"array.json, line 1: not JSON .* One array is no JSON lines: `jq"):
+        read(tmp_path / "array.json")
+
+
+def test_a_saved_data_set_that_lost_a_file(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(str(tmp_path / "saved"), num_shards=3)
+    (tmp_path / "saved/data-00001-of-00003.arrow").unlink()
+    with pytest.raises(UserError, match=r"not the whole data set that was saved: .*00001-of-00003.arrow is missing"):
+        read(tmp_path / "saved")
 
 
 @pytest.mark.parametrize(
