@@ -8,6 +8,7 @@ documents of the steps around (`bigtrain.ledger.judge.standing_out`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -238,16 +239,18 @@ def main(argv: Sequence[str]) -> int:
         write_lines(entries)
     else:
         _show(run, result, shown, texts)
+    end = (
+        f"None of these documents stands out ({STRANGE:g} and more would): the cause may lie elsewhere, as in "
+        "optimizer.lr, a missing warm-up or a fault of the hardware. Nothing was written."
+    )
     if strange:
         out = Path(options.out or run.path / "blame.jsonl")
         write_lines(strange, out)
-        tell(f"{len(strange)} of them written to {out}. To go on without: "
-             f"bigtrain train run.dir={run.path} data.exclude={out}")  # fmt: skip
-    else:
-        tell(
-            f"None of these documents stands out ({STRANGE:g} and more would): the cause may lie elsewhere, as in "
-            "optimizer.lr, a missing warm-up or a fault of the hardware. Nothing was written."
+        end = (
+            f"{len(strange)} of them written to {out}. To go on without: "
+            f"bigtrain train run.dir={run.path} data.exclude={out}"
         )
+    print(end, file=sys.stderr) if options.json else tell(end)
     return EXIT_DONE
 
 
