@@ -30,14 +30,16 @@ TAGS = {"key": "<KEY>", "email": "<EMAIL>", "card": "<CARD>", "ip": "<IP_ADDRESS
 """By kind, in the order in which they are replaced: a key may hold what looks like an address or a number."""
 
 PRIVATE_KEY = re.compile(
-    r"-----BEGIN ([A-Z ]*)PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END \1PRIVATE KEY(?: BLOCK)?-----|\Z)", re.DOTALL
+    r"-----BEGIN ([A-Z ]*)PRIVATE KEY(?: BLOCK)?-----"
+    r"(?:.{0,20000}?-----END \1PRIVATE KEY(?: BLOCK)?-----|(?:\s+[A-Za-z0-9+/=]{20,})*)",
+    re.DOTALL,
 )
 # Patterns begin with what the text rarely holds, and look back from there: `re` skips to it at 100 MB/s.
 LONG = re.compile(r"(?:\s|\A)\S{20}")
 SERVICE_KEY = re.compile(
     r"[AEaeghnsrx](?<![\w-].)(?:(?:(?<=A)KIA|(?<=A)SIA)[A-Z0-9]{16}|(?<=A)Iza[\w-]{35}|(?<=g)h[pousr]_[A-Za-z0-9]{36,251}"
     r"|(?<=g)ithub_pat_\w{82}|(?<=g)lpat-[\w-]{20,}|(?<=h)f_[A-Za-z0-9]{34}|(?<=n)pm_[A-Za-z0-9]{36}"
-    r"|(?<=s)k-(?:[a-z]+-)*[A-Za-z0-9_-]{32,}|(?<=x)ox[abeoprs]-[\w-]{10,}|(?<=[rs])k_(?:live|test)_[A-Za-z0-9]{16,}"
+    r"|(?<=s)k-(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{32,}|(?<=x)ox[abeoprs]-[\w-]{10,}|(?<=[rs])k_(?:live|test)_[A-Za-z0-9]{16,}"
     r"|(?<=e)yJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*)(?![\w-])"
 )
 ASSIGNED = re.compile(r"""([=:]>?["'\s]{0,3})([^\s"'<>(){}\[\],;=:]{8,200}+)(?![(\[{])""")
