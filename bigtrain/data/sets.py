@@ -120,12 +120,12 @@ class PackedSet:
                 tokens[row, at : at + stop - start] = self.shards.read(start, stop)
                 at += stop - start
             held[row] = at
-        inputs, labels = tokens[:, :-1], tokens[:, 1:]
+        inputs, labels = tokens[:, :-1].copy(), tokens[:, 1:].copy()  # neither changes with the other
         if self._apart:
-            labels = np.where(begins[:, 1:], IGNORE, labels)
+            labels[begins[:, 1:]] = IGNORE
         padded = np.arange(length) >= held - 1
         if padded.any():
-            inputs, labels = np.where(padded, self.pad_id, inputs), np.where(padded, IGNORE, labels)
+            inputs[padded], labels[padded] = self.pad_id, IGNORE
         batch = {"input_ids": inputs, "labels": labels}
         if self.document_masks:
             begins[:, :-1] |= np.arange(length) == held - 1
@@ -164,10 +164,11 @@ class PackedSet:
 
 def _documents(shards: Shards, start: int, stop: int) -> Iterator[Piece]:
     """The range, cut where a document ends."""
-    documents = shards.documents_of(start, stop)
-    edges = [0, *(np.flatnonzero(documents[1:] != documents[:-1]) + 1).tolist(), stop - start]
-    for first, last in pairwise(edges):
-        yield Piece(int(documents[first]), start + first, start + last)
+    first = int(shards.documents_of(start, start + 1)[0])
+    ends = shards.ends(first, min(first + stop - start, shards.documents))  # no document is empty
+    inside = ends[: int(np.searchsorted(ends, stop, side="left"))].tolist()
+    for number, (left, right) in enumerate(pairwise([start, *inside, stop])):
+        yield Piece(first + number, left, right)
 
 
 class ConcatSet:

@@ -113,6 +113,8 @@ def test_batches_are_samples_and_pieces_rebuild_them(
         batch = samples.batch(indices)
         for name, values in batch.items():
             assert values.dtype == np.int64
+            assert values.flags.c_contiguous
+            assert values.base is None
             assert values.tolist() == [samples[index][name].tolist() for index in indices]
     for index in range(len(some)):
         kept = [piece for piece in whole.pieces(index) if piece.document not in out]
