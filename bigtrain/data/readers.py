@@ -105,23 +105,23 @@ class Reader:
                 if piece.stop is not None and offset >= piece.stop:
                     return
                 begin, offset, number = offset, offset + len(line), number + 1
-                where = f"{source.name}, " + (f"the line at byte {begin:,}" if piece.start else f"line {number}")
                 self.consumed = done + (offset - piece.start if raw is file else raw.tell())
                 try:
-                    record = json.loads(line.decode("utf-8")) if line.strip() else None
+                    record = json.loads(line.decode("utf-8"))
                 except UnicodeDecodeError as error:
                     raise _not_utf8(source, begin + error.start) from error
                 except ValueError as error:
-                    hint = " One array is no JSON lines: `jq -c '.[]'` makes them." if line[:1] == b"[" else ""
-                    self._skip(f"{where}: not JSON ({error}).{hint}")
-                    continue
-                if record is None and line.strip() != b"null":
+                    if line.strip():
+                        hint = " One array is no JSON lines: `jq -c '.[]'` makes them." if line[:1] == b"[" else ""
+                        self._skip(f"{_line(source, piece, begin, number)}: not JSON ({error}).{hint}")
                     continue
                 if not isinstance(record, dict):
-                    self._skip(f"{where}: not a JSON object.")
+                    self._skip(f"{_line(source, piece, begin, number)}: not a JSON object.")
                 elif self.column not in record:
-                    raise self._no_column(where, record)
-                elif self._is_text(record[self.column], where):
+                    raise self._no_column(_line(source, piece, begin, number), record)
+                elif fault := self._fault(record[self.column]):
+                    self._skip(f"{_line(source, piece, begin, number)}: {fault}")
+                else:
                     yield begin, record[self.column]
 
     def _parquet(self, source: Source, piece: Slice, done: int) -> Iterator[tuple[int, str]]:
@@ -172,20 +172,20 @@ class Reader:
     def _rows(self, column: Any, name: str, first: int) -> Iterator[tuple[int, str]]:
         """The texts of a column whose first row is number `first`."""
         for row, text in enumerate(column.to_pylist(), start=first):
-            if isinstance(text, str) or self._is_text(text, f"{name}, row {row}"):
+            if fault := self._fault(text):
+                self._skip(f"{name}, row {row}: {fault}")
+            else:
                 yield row, text
 
-    def _is_text(self, text: Any, where: str) -> bool:
-        """False where a record is broken and may be left out."""
+    def _fault(self, text: Any) -> str | None:
+        """Why this is no text."""
         if not isinstance(text, str):
-            self._skip(f"{where}: '{self.column}' is not a text but {json.dumps(text, default=str)[:80]}.")
-            return False
+            return f"'{self.column}' is not a text but {json.dumps(text, default=str)[:80]}."
         try:
             text.encode()
         except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which is no character
-            self._skip(f"{where}: '{self.column}' holds half a surrogate pair.")
-            return False
-        return True
+            return f"'{self.column}' holds half a surrogate pair."
+        return None
 
     def _check_column(self, where: str, names: Iterable[str]) -> None:
         if self.column not in names:
@@ -235,7 +235,11 @@ def opened_parquet(source: Source) -> Iterator[ParquetFile]:
     """
     import pyarrow.parquet
 
-    with _tables(source, "Parquet"), _opened(source) as (raw, _), pyarrow.parquet.ParquetFile(raw) as file:
+    with (
+        _tables(source, "Parquet"),
+        _opened(source) as (raw, _),
+        pyarrow.parquet.ParquetFile(raw, pre_buffer=False) as file,  # else every row group is read at once
+    ):
         yield file
 
 
@@ -284,6 +288,11 @@ def _unpacked(raw: IO[bytes], name: str) -> Any:
 
         return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), CHUNK)
     return raw
+
+
+def _line(source: Source, piece: Slice, begin: int, number: int) -> str:
+    """Which line it is: by its number from the file's beginning, in a later slice by its byte."""
+    return f"{source.name}, " + (f"the line at byte {begin:,}" if piece.start else f"line {number}")
 
 
 def _not_utf8(source: Source, offset: int) -> UserError:

@@ -13,7 +13,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from bigtrain.data.hub import tables
 from bigtrain.data.text_data import TextData
+from bigtrain.errors import RunError
 
 from .conftest import Make, left_in, python
 from .hub_server import SHA, serve
@@ -112,6 +114,34 @@ print(json.dumps([[len(plan), plan[0].slices[0].commit], [document[::2] for docu
     assert plan == [2, SHA]
     assert documents == [[text, ((number >= 20) << 40) + number % 20] for number, text in enumerate(chapters)]
     assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob("*.arrow"))
+
+
+def test_a_stream_that_breaks_is_taken_up_where_it_broke(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import datasets
+
+    broken: list[int] = []
+
+    def rows(files: list[int]) -> Iterator[dict[str, str]]:
+        for file in files:
+            for number in range(3500):
+                if file == 1 and number == 2222 and len(broken) < 2:
+                    broken.append(number)
+                    raise ConnectionError("reset by peer")
+                yield {"text": f"file {file}, row {number}"}
+
+    dataset = datasets.IterableDataset.from_generator(rows, gen_kwargs={"files": [0, 1, 2]})
+    monkeypatch.setattr("bigtrain.data.hub._opened", lambda *_: dataset)
+    monkeypatch.setattr("bigtrain.data.remote.WAITS_S", (0.01, 0.02))
+    texts = [text for table in tables("a/b", None, "train", None, 1) for text in table.column("text").to_pylist()]
+    assert texts == [f"file 1, row {number}" for number in range(3500)]
+    said = capfd.readouterr().err
+    assert "data: data.path=a/b, file 1: ConnectionError: reset by peer; trying again in 0.01 s" in said
+    broken[:] = []
+    monkeypatch.setattr("bigtrain.data.remote.WAITS_S", (0.01,))
+    with pytest.raises(RunError, match="data.path=a/b, file 1 cannot be read .*reset by peer.*tried 2 times"):
+        list(tables("a/b", None, "train", None, 1))
 
 
 def test_the_recipe_of_gpt2_streams_its_data_set_by_name_and_takes_a_local_path_instead(

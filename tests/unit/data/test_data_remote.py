@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import random
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from bigtrain.data import remote, units
@@ -249,6 +253,20 @@ def test_a_large_remote_file_is_streamed(monkeypatch: pytest.MonkeyPatch) -> Non
             read_so_far = 10_000 * documents + (0 if documents < 1999 else 10_000_000)
             assert web.sent < read_so_far + (3 << 20)
         assert next(stream, None) is None
+
+
+def test_a_large_remote_table_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row group at a time, and of it the column alone."""
+    monkeypatch.setattr(remote, "BLOCK", 1 << 16)
+    table = pyarrow.table({key: [random.randbytes(500).hex() for _ in range(8000)] for key in ("other", "text")})
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(table, content, row_group_size=500, compression="none")
+    with Web({"/a.parquet": content.getvalue()}) as web:  # 16 MB
+        stream = iter(Reader(find_sources([f"{web.address}/a.parquet"]), Reading()))
+        next(stream)
+        assert web.sent < 2 << 20
+        assert len([*stream]) == 7999
+        assert web.sent < 11 << 20
 
 
 def test_any_file_system_of_fsspec() -> None:
