@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bigtrain.assembly import total_steps
 from bigtrain.checkpoint import manifest
 from bigtrain.checkpoint.find import listed, step_of
 from bigtrain.config.components import build
 from bigtrain.config.schema import RunConfig
+from bigtrain.data.mixed import MixedSet
 from bigtrain.data.order import Order
 from bigtrain.data.sets import PackedSet
+from bigtrain.data.shards import read_manifest
 from bigtrain.data.text_data import TextData
 from bigtrain.errors import UserError
 from bigtrain.trained import locate, run_config, trusted_component
@@ -50,41 +51,65 @@ class Part:
     """Whether the last of them is the document's end of text."""
 
 
+def run_data(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Path, RunConfig, TextData]:
+    """(folder, configuration, data) of the run at `path`; the data is not prepared.
+
+    Raises:
+        UserError: it is no run, or its data is not text of bigtrain's.
+    """
+    _, run_dir = locate(Path(path).expanduser())
+    if run_dir is None:
+        raise UserError(f"{path} is a Hugging Face folder: what it was trained on is not known. Give a run folder.")
+    source = run_dir / "config.yaml"
+    config = run_config(source, overrides)
+    target = config.data.get("_target_")
+    if target != "bigtrain.data.text":
+        raise UserError(
+            f"The data of {run_dir} is {target}, whose samples bigtrain cannot see into; documents are known where "
+            "it is bigtrain.data.text."
+        )
+    data = build(trusted_component(config.data, "data", source, overrides), "data")
+    assert isinstance(data, TextData)
+    return run_dir, config, data
+
+
 class OpenedRun:
-    """The run at `path`, its data prepared (again, where that is gone).
+    """The run at `path`, its data prepared (again, where that is gone) and as the run saw it.
 
     Args:
         path: a run folder, or one checkpoint of it.
         overrides: laid over the run's own configuration: data that was moved, as `data.path=…` or `data.cache=…`.
 
     Raises:
-        UserError: it is no run, its data is not text of bigtrain's, or has changed since.
+        UserError: see `run_data`; or the data has changed since.
     """
 
     def __init__(self, path: str | Path, overrides: Sequence[str] = ()) -> None:
-        _, run_dir = locate(Path(path).expanduser())
-        if run_dir is None:
-            raise UserError(f"{path} is a Hugging Face folder: what it was trained on is not known. Give a run folder.")
-        self.path = run_dir
-        source = run_dir / "config.yaml"
-        self.config: RunConfig = run_config(source, overrides)
-        target = self.config.data.get("_target_")
-        if target != "bigtrain.data.text":
-            raise UserError(
-                f"The data of {run_dir} is {target}, whose samples bigtrain cannot see into; documents are known where "
-                "it is bigtrain.data.text."
-            )
-        data = build(trusted_component(self.config.data, "data", source, overrides), "data")
-        assert isinstance(data, TextData)
-        self.data = data
-        data.prepare()
-        self.sets: dict[str, PackedSet] = {"data": data.train}
-        """The training split of each domain by its name."""
-        self.data_samples = len(data.train)
-        """Of all domains together."""
-        self.checkpoints = {step_of(folder): folder for folder in listed(run_dir)}
+        self.path, self.config, self.data = run_data(path, overrides)
+        self.checkpoints = {step_of(folder): folder for folder in listed(self.path)}
         """By their steps, whole ones or not."""
-        self._check_same()
+        newest = max(self.checkpoints, default=None)
+        then = None
+        if newest is not None:
+            then = manifest.read(self.checkpoints[newest]).state.get("data")
+            self.data.resume(then, self._position_of(newest))
+        self.data.prepare()
+        if newest is not None and then != self.data.state():
+            raise UserError(
+                f"The data of {self.path} has changed since it was trained, so its documents cannot be told any more. "
+                "Put text and data.* back as they were."
+            )
+        train = self.data.train
+        self.sets: dict[str, PackedSet] = self.data.sets
+        """The training split of each domain by its name."""
+        self.data_samples = len(train)
+        """Of all domains together."""
+        self._mixed = train if isinstance(train, MixedSet) else None
+        self._order = self._mixed.order(self.config.seed) if self._mixed else Order(len(train), self.config.seed)
+        self._files = {
+            name: [source["name"] for source in read_manifest(folder)["sources"]]
+            for name, folder in self.data.folders.items()
+        }
 
     def last_step(self) -> int:
         """The step after which the run ends."""
@@ -100,8 +125,10 @@ class OpenedRun:
             raise UserError(f"{self.path} has no step {step:,}: its steps are 1 to {self.last_step():,}.")
         first, size = self._positions(step)
         positions = np.arange(first, first + size)
-        found = zip(positions.tolist(), self._find(positions), strict=True)
-        return [Sample(position, domain, self.sets[domain], index) for position, (domain, index) in found]
+        return [
+            self._sample(position, index)
+            for position, index in zip(positions.tolist(), self._order(positions).tolist(), strict=True)
+        ]
 
     def parts(self, sample: Sample) -> list[Part]:
         """The documents of a sample, in order: read one after the other, they are its inputs and its last label."""
@@ -109,13 +136,18 @@ class OpenedRun:
         for piece in sample.packed.pieces(sample.index):
             begin, end = shards.bounds(piece.document)
             number, offset = shards.place(piece.document)
+            file = self._files[sample.domain][number]
             found.append(
                 Part(
-                    sample, piece.document, shards.sources[number], offset,
+                    sample, piece.document, file, offset,
                     piece.start - begin, piece.stop - begin, piece.stop == end,
                 )
             )  # fmt: skip
         return found
+
+    def _sample(self, position: int, index: int) -> Sample:
+        domain, number = self._mixed.locate(index) if self._mixed else (next(iter(self.sets)), index)
+        return Sample(position, domain, self.sets[domain], number)
 
     def _positions(self, step: int) -> tuple[int, int]:
         """(position of the step's first sample, number of its samples).
@@ -134,8 +166,6 @@ class OpenedRun:
                     f"trainer.global_batch_size was changed between the steps {before:,} and {after:,} of {self.path}, "
                     "and no checkpoint is left that says when: their samples are not known."
                 )
-        elif before == 0 and self.checkpoints:
-            raise AssertionError("a step has a checkpoint before it or behind it")
         return position + (step - 1 - before) * size, size
 
     def _position_of(self, step: int) -> int:
@@ -147,19 +177,3 @@ class OpenedRun:
         if not isinstance(position, int):
             raise UserError(f"{self.checkpoints[step]} does not say at which sample it stands.")
         return position
-
-    def _find(self, positions: NDArray[np.int64]) -> list[tuple[str, int]]:
-        """(domain, index in its set) of the samples at `positions`."""
-        order = Order(self.data_samples, self.config.seed)
-        return [("data", index) for index in order(positions).tolist()]
-
-    def _check_same(self) -> None:
-        """Refuses data that is not what the run was trained on."""
-        if not self.checkpoints:
-            return
-        then = manifest.read(self.checkpoints[max(self.checkpoints)]).state.get("data")
-        if then != self.data.fingerprint:
-            raise UserError(
-                f"The data of {self.path} has changed since it was trained ({then} then, {self.data.fingerprint} now): "
-                "its documents cannot be told any more. Put text and data.* back as they were."
-            )

@@ -8,7 +8,7 @@ from pathlib import Path
 from bigtrain.data.settings import FORMAT
 from bigtrain.data.shards import read_manifest, verify
 from bigtrain.errors import EXIT_DONE, EXIT_FAILED, UserError
-from bigtrain.ledger.opened import OpenedRun
+from bigtrain.ledger.opened import run_data
 from bigtrain.ledger.writing import tell
 
 SUMMARY = """\
@@ -27,7 +27,7 @@ def _folders(path: str) -> list[Path]:
     if is_prepared(folder):
         return [folder]
     inside = sorted(file.parent for file in folder.glob("*/manifest.json") if is_prepared(file.parent))
-    return inside or OpenedRun(folder).folders
+    return inside or list(run_data(folder)[2].folders.values())
 
 
 def is_prepared(folder: Path) -> bool:
