@@ -99,10 +99,17 @@ def check_parts(config: RunConfig) -> tuple[Any, Any]:
 
 
 def prepared_data(config: RunConfig) -> Any:
-    """The data component, prepared by rank 0 while the others wait."""
+    """The data component, prepared by rank 0 while the others wait; told before where the run goes on from."""
+    from bigtrain.checkpoint.find import find
     from bigtrain.distributed import run_on_first
+    from bigtrain.telemetry.progress import say
 
     data = build(config.data, "data")
+    if hasattr(data, "resume"):
+        found = run_on_first(lambda: find(config.run.dir or "", lambda text: None))
+        if found is not None:
+            then, position = found.manifest.state.get("data"), found.manifest.state["loop"]["position"]
+            run_on_first(lambda notes=data.resume(then, position): [say(note) for note in notes])
     if hasattr(data, "prepare"):
         run_on_first(data.prepare)
     if len(data.train) == 0:
@@ -155,8 +162,8 @@ def resume(
     found = run_on_first(lambda: find(config.run.dir or "", say))
     if found is None:
         return State(), None, None
-    now, then = getattr(data, "fingerprint", None), found.manifest.state.get("data")
-    if now != then:
+    now, then = state_of(data), found.manifest.state.get("data")
+    if now != then and not (isinstance(now, dict) and isinstance(then, dict)):  # of these `data.resume` was told
         raise UserError(
             f"{found.path} was trained on other data ({then}) than data.path={config.data.get('path')} gives now "
             f"({now}): the position in it would mean nothing. Put text and data.* back, or start in another run.dir."
@@ -169,13 +176,18 @@ def resume(
     return State(**state["loop"]), found, rng
 
 
+def state_of(data: Any) -> Any:
+    """What a checkpoint keeps of the data: its own state, or else its fingerprint."""
+    return data.state() if hasattr(data, "state") else getattr(data, "fingerprint", None)
+
+
 class Saver:
     """Writes the checkpoints of a run."""
 
     def __init__(
-        self, config: RunConfig, engine: Engine, ranks: Ranks, fingerprint: str | None, parent: Checkpoint | None
-    ):
-        self._config, self._engine, self._ranks, self._fingerprint = config, engine, ranks, fingerprint
+        self, config: RunConfig, engine: Engine, ranks: Ranks, data: Any, parent: Checkpoint | None
+    ):  # fmt: skip
+        self._config, self._engine, self._ranks, self._data = config, engine, ranks, data
         self._parent = parent.path.name if parent else None
 
     def __call__(self, state: State, held_out: float | None) -> None:
@@ -187,7 +199,7 @@ class Saver:
             self._config.run.dir or "",
             state.step,
             self._engine.fragments(),
-            {"loop": state.as_dict(), "engine": self._engine.scalars(), "data": self._fingerprint},
+            {"loop": state.as_dict(), "engine": self._engine.scalars(), "data": self._data},
             rng_state(),
             self._ranks,
             keep_last=self._config.checkpoint.keep_last,
@@ -266,6 +278,9 @@ def assemble(
     check_effective(config, engine.settings(), ranks)
     state, checkpoint, rng = resume(config, engine, data, ranks)
     steps = total_steps(config, len(data.train))
+    end = getattr(data.train, "end", None)
+    if end is not None:  # a mixture whose domains run dry: data.when_dry
+        steps = min(steps, end // config.trainer.global_batch_size)
     return Assembly(config, ranks, data, schedule, objective, engine, steps, state, checkpoint, rng)
 
 
@@ -287,7 +302,7 @@ def run_loop(
         total_steps=parts.steps,
         meters=meters(config, parts.engine, ranks),
         log=log,
-        save=Saver(config, parts.engine, ranks, getattr(parts.data, "fingerprint", None), parts.checkpoint),
+        save=Saver(config, parts.engine, ranks, state_of(parts.data), parts.checkpoint),
         save_every=config.checkpoint.every,
         stepped=stepped,
     )

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from bigtrain.data.settings import Corpus, Domain, Preparation, Reading, Stage
 from bigtrain.data.text_data import TextData
+from bigtrain.errors import UserError
 
 __all__ = ["text"]
 
@@ -111,8 +112,17 @@ def text(
         token_type=token_type,
         shard_tokens=shard_tokens,
     )
+    if (path is None) == (not domains):
+        raise UserError("data needs either data.path, or data.domains with a path each.")
+    if stages and not domains:
+        raise UserError("data.stages are weights of data.domains, and there are none.")
+    parts = {name: given if isinstance(given, Domain) else Domain(**given) for name, given in (domains or {}).items()}
+    preparations = {name: preparation.of_domain(domain) for name, domain in parts.items()}
     return TextData(
-        preparation,
+        preparations or {"data": preparation},
+        domains=parts,
+        stages=[given if isinstance(given, Stage) else Stage(**given) for given in stages or []],
+        when_dry=when_dry,
         sequence_length=sequence_length,
         packing=packing,
         document_masks=document_masks,

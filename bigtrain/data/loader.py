@@ -65,7 +65,8 @@ def batches(
         raise UserError("The training set has no sample.")
     if global_batch_size < 1 or global_batch_size % (micro_batch_size * world_size) or not 0 <= rank < world_size:
         raise ValueError(f"{global_batch_size=} over {micro_batch_size=} and {rank=} of {world_size=}")
-    order = Order(len(dataset), seed)
+    own = getattr(dataset, "order", None)  # a mixture's
+    order = own(seed) if own is not None else Order(len(dataset), seed)
     mine = np.arange(global_batch_size, dtype=np.int64).reshape(-1, world_size, micro_batch_size)[:, rank]
     # The order of many steps at once: a call costs a third of a millisecond however few its positions are.
     ahead = mine + global_batch_size * np.arange(max(1, 1024 // mine.size), dtype=np.int64)[:, None, None]

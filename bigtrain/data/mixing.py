@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -21,8 +21,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-from bigtrain.errors import UserError
 
 PARTS = 1_000_000
 """The shares of a piece are whole parts and sum to this: positions up to 4·10^12 do not overflow 64 bits."""
@@ -225,20 +223,3 @@ def shares(weights: Sequence[float], parts: Sequence[Part]) -> tuple[int, ...]:
     if missing < 0:  # parts of tiny weights, taken from the largest
         floors[floors.index(max(floors))] += missing
     return tuple(floors)
-
-
-def check_weights(weights: Mapping[str, float], where: str) -> None:
-    """Refuses weights that are no shares.
-
-    Raises:
-        UserError: one is negative, or they do not sum to 1; the weights that would are shown.
-    """
-    for name, weight in weights.items():
-        if weight < 0:
-            raise UserError(f"{where}: the weight of {name} is {weight}: a share of the tokens, 0 or more.")
-    total = sum(weights.values())
-    if total == 0:
-        raise UserError(f"{where}: every weight is 0.")
-    if abs(total - 1) > 1e-6:
-        would = ", ".join(f"{name}: {weight / total:.6g}" for name, weight in weights.items())
-        raise UserError(f"{where}: the weights sum to {total:.6g}, not to 1. In the same proportions: {{{would}}}.")

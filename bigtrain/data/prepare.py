@@ -80,6 +80,26 @@ def prepare(settings: Preparation, sources: Sequence[Source], folder: Path, work
         raise UserError(f"data.cache={folder.parent} cannot be written: {error}.") from error
 
 
+def train_tokenizer(corpora: Sequence[tuple[Preparation, Sequence[Source]]], folder: Path) -> None:
+    """Trains the tokenizer that several domains share, on the training documents of all of them, unless it is there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        if folder.is_dir():
+            return
+
+        def texts() -> Iterator[str]:
+            for settings, sources in corpora:
+                documents = (document.text for document in Reader(sources, settings.corpus.reading))
+                yield from (
+                    text for split, text in divide(documents, settings.held_out, settings.seed) if split == TRAIN
+                )
+
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as temporary:
+            made = Path(temporary) / "tokenizer"
+            tokenizers_.save(tokenizers_.train(texts(), corpora[0][0].vocab_size), made)
+            made.rename(folder)
+
+
 def check_tokenizer(given: str, folder: Path) -> None:
     """Refuses prepared shards together with another tokenizer than theirs."""
     with tempfile.TemporaryDirectory() as temporary:

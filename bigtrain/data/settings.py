@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,6 +114,14 @@ class Preparation:
         if self.shard_tokens < 1:
             raise UserError(f"data.shard_tokens={self.shard_tokens}: at least 1.")
 
+    def of_domain(self, domain: Domain) -> Preparation:
+        """The same for one domain, with what it says itself."""
+        path = (domain.path,) if isinstance(domain.path, str) else tuple(domain.path)
+        own = {name.name: getattr(domain, name.name, None) for name in fields(Reading)}
+        reading = replace(self.corpus.reading, **{name: value for name, value in own.items() if value is not None})
+        clean = self.corpus.clean if domain.clean is None else tuple(domain.clean)
+        return replace(self, corpus=replace(self.corpus, path=path, reading=reading, clean=clean))
+
     def fingerprint(self, sources: Sequence[Source]) -> str:
         """A hash of the settings, of the tokenizer's files, and of name, size and time of every source and of what
         documents are compared with."""
@@ -123,13 +131,30 @@ class Preparation:
         del settings["corpus"]["path"]
         if self.tokenizer is not None:
             del settings["vocab_size"]
-            settings["tokenizer"] = _files_hash(Path(self.tokenizer).expanduser()) or self.tokenizer
+            settings["tokenizer"] = files_hash(Path(self.tokenizer).expanduser()) or self.tokenizer
         read = [*sources, *evaluation_sources(self.corpus.clean)]
         everything = [FORMAT, VERSION, settings, [asdict(source) for source in read]]
         return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _files_hash(folder: Path) -> dict[str, str]:
+def check_weights(weights: Mapping[str, float], where: str) -> None:
+    """Refuses weights that are no shares.
+
+    Raises:
+        UserError: one is negative, or they do not sum to 1; the weights that would are shown.
+    """
+    for name, weight in weights.items():
+        if weight < 0:
+            raise UserError(f"{where}: the weight of {name} is {weight}: a share of the tokens, 0 or more.")
+    total = sum(weights.values())
+    if total == 0:
+        raise UserError(f"{where}: every weight is 0.")
+    if abs(total - 1) > 1e-6:
+        would = ", ".join(f"{name}: {weight / total:.6g}" for name, weight in weights.items())
+        raise UserError(f"{where}: the weights sum to {total:.6g}, not to 1. In the same proportions: {{{would}}}.")
+
+
+def files_hash(folder: Path) -> dict[str, str]:
     """sha256 of each file of a tokenizer's folder; empty where there is no such folder."""
     files = [folder / name for name in TOKENIZER_FILES]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}

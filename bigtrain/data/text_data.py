@@ -6,26 +6,40 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from bigtrain.data.settings import FORMAT, Preparation
+from bigtrain.data.settings import FORMAT, Domain, Preparation, Stage, check_weights
 from bigtrain.data.sources import Source, find_sources
-from bigtrain.errors import UserError
+from bigtrain.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from bigtrain.data.sets import ConcatSet, DocumentSet
+    from bigtrain.data.mixed import HeldOut, MixedSet
+    from bigtrain.data.mixing import Mix, Mixing, Part
+    from bigtrain.data.sets import PackedSet
     from bigtrain.data.shards import Manifest
+
+_NO_WORD = re.compile(r"[^\w-]+")
+ONE = "data"
+"""The name of the only domain, where `data.path` is given."""
 
 
 class TextData:
-    """Text as sequences of tokens. Call `prepare` in one process first; then `train` and `eval` open in any."""
+    """Text as sequences of tokens. Call `prepare` in one process first; then `train` and `eval` open in any.
+
+    A run that goes on calls `resume` before that, and keeps `state()` in its checkpoints.
+    """
 
     def __init__(
         self,
-        preparation: Preparation,
+        preparations: Mapping[str, Preparation],
         *,
+        domains: Mapping[str, Domain] | None = None,
+        stages: list[Stage] | None = None,
+        when_dry: Literal["repeat", "stop", "rebalance"] = "repeat",
         sequence_length: int,
         packing: Literal["concat", "best_fit", "none"],
         document_masks: bool = False,
@@ -34,18 +48,69 @@ class TextData:
     ) -> None:
         if sequence_length < 1:
             raise UserError(f"data.sequence_length={sequence_length}: at least 1 token.")
-        if packing not in ("concat", "none"):
-            raise UserError(f"data.packing={packing}: there are: concat, none.")
-        if document_masks and packing != "concat":
+        if packing not in ("concat", "best_fit", "none"):
+            raise UserError(f"data.packing={packing}: there are: concat, best_fit, none.")
+        if document_masks and packing == "none":
             raise UserError(
-                f"data.document_masks=true is for data.packing=concat: with data.packing={packing} a sample is one "
-                "document. Leave it false."
+                f"data.document_masks=true is for data.packing=concat and best_fit: with data.packing={packing} a "
+                "sample is one document. Leave it false."
             )
         if workers is not None and workers < 1:
             raise UserError(f"data.workers={workers}: at least 1 process.")
-        self.preparation, self.sequence_length, self.packing = preparation, sequence_length, packing
-        self.document_masks = document_masks
+        if when_dry not in ("repeat", "stop", "rebalance"):
+            raise UserError(f"data.when_dry={when_dry}: there are: repeat, stop, rebalance.")
+        self.preparations, self.domains = dict(preparations), dict(domains or {})
+        self.stages, self.when_dry = sorted(stages or [], key=lambda stage: stage.from_tokens), when_dry
+        self.sequence_length, self.packing, self.document_masks = sequence_length, packing, document_masks
         self.cache, self.workers = Path(cache).expanduser(), workers
+        self.weights = self._checked_weights()
+        """Of the tokens, by domain; None: by the domains' sizes."""
+        self._then: dict[str, Any] | None = None
+        self._position = 0
+
+    @property
+    def preparation(self) -> Preparation:
+        """Of the first domain."""
+        return next(iter(self.preparations.values()))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether there are domains."""
+        return bool(self.domains)
+
+    def resume(self, then: Any, position: int) -> list[str]:
+        """Goes on from a checkpoint that kept `then` (see `state`) at this position. Call it before `prepare`.
+
+        Returns:
+            What is other now than it was, to be said.
+
+        Raises:
+            UserError: what was trained on cannot be told from what is given now.
+        """
+        if not self.mixed or not isinstance(then, dict):
+            return []  # compared by the fingerprint
+        gone = [name for name in then["domains"] if name not in self.domains]
+        if gone:
+            raise UserError(
+                f"data.domains has no {gone[0]} any more, which this run was trained on: keep it, with "
+                f"data.domains.{gone[0]}.weight=0, so that its samples keep their place.{nearest(gone[0], self.domains)}"
+            )
+        self._then, self._position = then, position
+        notes = [f"data: domain {name} joins at sample {position:,}" for name in self.domains
+                 if name not in then["domains"]]  # fmt: skip
+        if self._settings() != then["settings"]:
+            notes.append(f"data: the mixture is another from sample {position:,} on; what was trained on is kept apart")
+        return notes
+
+    def state(self) -> Any:
+        """What a checkpoint keeps: the fingerprint, or of a mixture the domains and the pieces of the mix so far."""
+        if not self.mixed:
+            return self.fingerprint
+        return {
+            "domains": {name: self._fingerprint(name) for name in self.domains},
+            "pieces": [[piece.start, *piece.parts] for piece in self._mix.pieces],
+            "settings": self._settings(),
+        }
 
     def prepare(self) -> None:
         """Trains or takes the tokenizer and writes the shards, unless that has been done. Safe to call at once in
@@ -54,48 +119,82 @@ class TextData:
         Raises:
             UserError: the input is wrong, or the cache cannot be written; then nothing is left behind.
         """
-        if (self.folder / "manifest.json").is_file():
-            print(f"data: prepared already, in {self.folder}", file=sys.stderr)
-            self._check_tokenizer()
-        else:
-            from bigtrain.data.prepare import prepare
+        if self._trained is not None:
+            from bigtrain.data.prepare import train_tokenizer
 
-            prepare(self.preparation, self._sources, self.folder, self.workers)
+            train_tokenizer([(of, self._sources[name]) for name, of in self.preparations.items()], self._trained)
+        for name, folder in self.folders.items():
+            if (folder / "manifest.json").is_file():
+                print(f"data: prepared already, in {folder}", file=sys.stderr)
+                self._check_tokenizer(name)
+            else:
+                from bigtrain.data.prepare import prepare
+
+                prepare(self._with_tokenizer(name), self._sources[name], folder, self.workers)
+        if len({manifest["tokenizer_sha256"] for manifest in self._manifests.values()}) > 1:
+            raise UserError("The prepared domains have different tokenizers: prepare them anew with one.")
         _ = self.train
+        if self.mixed:
+            print(self.describe(), file=sys.stderr)
 
-    @cached_property
+    @property
     def folder(self) -> Path:
-        """Where the prepared data lies, or will lie."""
-        if self._is_prepared is not None:
-            return self._is_prepared
-        first = re.sub(r"[^\w-]+", "-", Path(self._sources[0].name).name.partition(".")[0])
-        return self.cache / f"{first}-{self.preparation.fingerprint(self._sources)}"
+        """Where the prepared data of the first domain lies, or will lie."""
+        return next(iter(self.folders.values()))
 
     @cached_property
-    def train(self) -> ConcatSet | DocumentSet:
-        """The training samples.
+    def folders(self) -> dict[str, Path]:
+        """Where the prepared data of each domain lies, or will lie."""
+        folders = {}
+        for name, preparation in self.preparations.items():
+            prepared = _prepared(preparation)
+            if prepared is None:
+                sources = self._sources[name]
+                first = name if self.mixed else Path(sources[0].name).name.partition(".")[0]
+                prepared = self.cache / f"{_NO_WORD.sub('-', first)}-{self._with_tokenizer(name).fingerprint(sources)}"
+            folders[name] = prepared
+        return folders
+
+    @cached_property
+    def train(self) -> PackedSet | MixedSet:
+        """The training samples; of a mixture the domains' laid end to end, with their `order`.
 
         Raises:
             UserError: nothing is prepared, it is damaged, or it is shorter than one sequence.
         """
-        dataset = self._set("train")
-        if len(dataset) == 0:
-            raise UserError(
-                f"The training text has {dataset.shards.tokens:,} tokens, too short for one sequence of "
-                f"data.sequence_length={self.sequence_length} and its last target."
-            )
-        return dataset
+        for name, samples in self.sets.items():
+            if len(samples) == 0:
+                of = f" of {name}" if self.mixed else ""
+                raise UserError(
+                    f"The training text{of} has {samples.shards.tokens:,} tokens, too short for one sequence of "
+                    f"data.sequence_length={self.sequence_length} and its last target."
+                )
+        if not self.mixed:
+            return self.sets[ONE]
+        from bigtrain.data.mixed import MixedSet
+
+        return MixedSet(self.sets, self._mix)
 
     @cached_property
-    def eval(self) -> ConcatSet | DocumentSet | None:
-        """The held-out samples; every held-out token but the first is a target in exactly one. None: none held out."""
-        dataset = self._set("eval")
-        return dataset if len(dataset) else None
+    def sets(self) -> dict[str, PackedSet]:
+        """The training samples of each domain."""
+        return {name: self._set(name, "train") for name in self.preparations}
+
+    @cached_property
+    def eval(self) -> PackedSet | HeldOut | None:
+        """The held-out samples of all domains; of one, every held-out token but the first is a target in exactly one.
+        None: none held out."""
+        sets = {name: self._set(name, "eval") for name in self.preparations}
+        if not any(map(len, sets.values())):
+            return None
+        from bigtrain.data.mixed import HeldOut
+
+        return HeldOut(sets) if self.mixed else sets[ONE]
 
     @property
     def vocab_size(self) -> int:
         """Entries of the tokenizer: every token is below it."""
-        return self._manifest["vocab_size"]
+        return next(iter(self._manifests.values()))["vocab_size"]
 
     @property
     def tokenizer_path(self) -> Path:
@@ -105,57 +204,191 @@ class TextData:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the tokens, the tokenizer and the packing: what a position in this data means depends on it."""
-        manifest = self._manifest
-        content = [
-            [[shard["sha256"] for shard in manifest["splits"][split]["shards"]] for split in ("train", "eval")],
-            manifest["tokenizer_sha256"],
-            self.sequence_length,
-            self.packing,
-            *(["document_masks"] if self.document_masks else []),
+        if not self.mixed:
+            return self._fingerprint(ONE)
+        return _hash([[name, self._fingerprint(name)] for name in self.domains])
+
+    def describe(self) -> str:
+        """Samples, documents and share of each domain, and what runs dry when."""
+        from bigtrain.data.mixing import PARTS
+
+        first = self._mix.pieces[-1]
+        of_tokens = [share * part.tokens / part.samples for share, part in
+                     zip(first.parts, self._mixing.parts, strict=True)]  # fmt: skip
+        lines = [
+            f"data: {name}: {100 * tokens / sum(of_tokens):.3g} % of tokens ({100 * share / PARTS:.3g} % of samples); "
+            f"{len(samples):,} samples, {samples.shards.documents:,} documents, {samples.shards.tokens:,} tokens an "
+            "epoch"
+            for (name, samples), share, tokens in zip(self.sets.items(), first.parts, of_tokens, strict=True)
         ]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        names = list(self.domains)
+        does = {"repeat": "is repeated", "stop": "ends the run", "rebalance": "leaves its share to the others"}
+        for dry in self._mix.dry:
+            lines.append(f"data: {names[dry.domain]} is dry at sample {dry.position:,}: it {does[self.when_dry]}")
+        return "\n".join(lines)
 
     def verify(self) -> None:
         """Compares every byte with the checksums of the manifest; `UserError` names what differs."""
         from bigtrain.data.shards import verify
 
-        verify(self.folder)
+        for folder in self.folders.values():
+            verify(folder)
 
     @cached_property
-    def _sources(self) -> list[Source]:
-        return find_sources(self.preparation.corpus.path)
+    def _mixing(self) -> Mixing:
+        from bigtrain.data.mixing import Mixing
+
+        parts = tuple(self._part(name) for name in self.domains)
+        sizes = sum(part.tokens for part in parts)
+        weights = self.weights or {name: part.tokens / sizes for name, part in zip(self.domains, parts, strict=True)}
+        stages = [(0, weights), *((stage.from_tokens, stage.weights) for stage in self.stages)]
+        by_domain = tuple((start, tuple(of.get(name, 0.0) for name in self.domains)) for start, of in stages)
+        return Mixing(parts, by_domain, self.when_dry)
 
     @cached_property
-    def _is_prepared(self) -> Path | None:
-        """`data.path`, where that is a folder which bigtrain prepared."""
-        path = Path(self.preparation.corpus.path[0]).expanduser() if len(self.preparation.corpus.path) == 1 else None
-        manifest = path / "manifest.json" if path else None
-        return path if manifest and manifest.is_file() and FORMAT in manifest.read_text(errors="replace") else None
+    def _mix(self) -> Mix:
+        from bigtrain.data.mixing import Piece
 
-    @cached_property
-    def _manifest(self) -> Manifest:
-        from bigtrain.data.shards import read_manifest
+        if self._then is None:
+            return self._mixing.plan()
+        for name, then in self._then["domains"].items():
+            if then != self._fingerprint(name):
+                raise UserError(
+                    f"data.domains.{name} is not what this run was trained on ({then} then, {self._fingerprint(name)} "
+                    "now): the position in it would mean nothing. Put its text and settings back, or start in another "
+                    "run.dir."
+                )
+        names, pieces = list(self._then["domains"]), list[Piece]()
+        for start, *listed in self._then["pieces"]:
+            if start < self._position:
+                shares = dict(zip(names, listed, strict=True))
+                had = pieces[-1].counts(start) if pieces else (0,) * len(self.domains)
+                pieces.append(Piece(start, tuple(shares.get(name, 0) for name in self.domains), had))
+        return self._mixing.plan(pieces, self._position)
 
-        return read_manifest(self.folder)
+    def _part(self, name: str) -> Part:
+        from fractions import Fraction
 
-    def _set(self, split: str) -> ConcatSet | DocumentSet:
-        from bigtrain.data.sets import ConcatSet, DocumentSet
-        from bigtrain.data.shards import Shards
+        from bigtrain.data.mixing import Part
 
-        shards = Shards(self.folder, self._manifest["token_type"], self._manifest["splits"][split])
-        if self.packing == "none":
-            return DocumentSet(shards, self.sequence_length, self._manifest["pad_id"])
-        return ConcatSet(
-            shards,
-            self.sequence_length,
-            self._manifest["pad_id"],
-            remainder=split == "eval",
-            document_masks=self.document_masks,
+        samples, epochs = self.sets[name], self.domains[name].epochs
+        count = len(samples)
+        if self.packing == "concat":
+            tokens = count * self.sequence_length
+        elif self.packing == "best_fit":
+            tokens = samples.shards.tokens - samples.shards.documents
+        else:
+            tokens = _targets(samples, self.sequence_length)
+        return Part(count, max(1, tokens), None if epochs is None else Fraction(epochs).limit_denominator(10**6))
+
+    def _settings(self) -> str:
+        """A hash of what the mixture is made of, to see an edit."""
+        epochs = [domain.epochs for domain in self.domains.values()]
+        stages = [[stage.from_tokens, stage.weights] for stage in self.stages]
+        return _hash([self.weights, epochs, stages, self.when_dry])
+
+    def _checked_weights(self) -> dict[str, float] | None:
+        for stage in self.stages:
+            for name in stage.weights:
+                if name not in self.domains:
+                    raise UserError(f"data.stages: there is no domain {name}.{nearest(name, self.domains)}")
+            if stage.from_tokens < 1:
+                raise UserError(f"data.stages: from_tokens={stage.from_tokens}: 1 or more; data.domains has the first.")
+            check_weights(stage.weights, f"data.stages, from_tokens={stage.from_tokens}")
+        given = {name: domain.weight for name, domain in self.domains.items() if domain.weight is not None}
+        missing = [name for name in self.domains if name not in given]
+        if not given:
+            return None
+        if missing:
+            raise UserError(f"data.domains.{missing[0]} has no weight: give one to every domain, or to none.")
+        for name, domain in self.domains.items():
+            if domain.epochs is not None and domain.epochs <= 0:
+                raise UserError(f"data.domains.{name}.epochs={domain.epochs}: more than 0.")
+        check_weights(given, "data.domains")
+        return given
+
+    def _fingerprint(self, name: str) -> str:
+        manifest = self._manifests[name]
+        return _hash(
+            [
+                [[shard["sha256"] for shard in manifest["splits"][split]["shards"]] for split in ("train", "eval")],
+                manifest["tokenizer_sha256"],
+                self.sequence_length,
+                self.packing,
+                *(["document_masks"] if self.document_masks else []),
+            ]
         )
 
-    def _check_tokenizer(self) -> None:
+    @cached_property
+    def _sources(self) -> dict[str, list[Source]]:
+        return {name: find_sources(of.corpus.path, of.corpus.reading.split) for name, of in self.preparations.items()}
+
+    @cached_property
+    def _manifests(self) -> dict[str, Manifest]:
+        from bigtrain.data.shards import read_manifest
+
+        return {name: read_manifest(folder) for name, folder in self.folders.items()}
+
+    @cached_property
+    def _trained(self) -> Path | None:
+        """Where the tokenizer lies that is trained on all domains; None: it is given, or there is one domain only."""
+        prepared = any(map(_prepared, self.preparations.values()))
+        if not self.mixed or self.preparation.tokenizer is not None or prepared:
+            return None
+        prints = [of.fingerprint(self._sources[name]) for name, of in self.preparations.items()]
+        return self.cache / f"tokenizer-{_hash(prints)}"
+
+    def _with_tokenizer(self, name: str) -> Preparation:
+        """The domain's settings, with the tokenizer that all domains share."""
+        preparation = self.preparations[name]
+        if preparation.tokenizer is not None or not self.mixed:
+            return preparation
+        theirs = next((folder / "tokenizer" for folder in map(_prepared, self.preparations.values()) if folder), None)
+        return replace(preparation, tokenizer=str(theirs or self._trained))
+
+    def _set(self, name: str, split: str) -> PackedSet:
+        from bigtrain.data.sets import open_set
+        from bigtrain.data.shards import Shards
+
+        manifest = self._manifests[name]
+        return open_set(
+            Shards(self.folders[name], manifest["token_type"], manifest["splits"][split]),
+            sequence_length=self.sequence_length,
+            packing=self.packing,
+            document_masks=self.document_masks,
+            pad_id=manifest["pad_id"],
+            remainder=split == "eval",
+            cache=self.cache,
+        )
+
+    def _check_tokenizer(self, name: str) -> None:
         """Where shards and tokenizer were both given, they must belong together."""
-        if self._is_prepared is not None and self.preparation.tokenizer is not None:
+        preparation = self.preparations[name]
+        if _prepared(preparation) is not None and preparation.tokenizer is not None:
             from bigtrain.data.prepare import check_tokenizer
 
-            check_tokenizer(self.preparation.tokenizer, self.folder)
+            check_tokenizer(preparation.tokenizer, self.folders[name])
+
+
+def _prepared(preparation: Preparation) -> Path | None:
+    """`data.path`, where that is a folder which bigtrain prepared."""
+    paths = preparation.corpus.path
+    path = Path(paths[0]).expanduser() if len(paths) == 1 else None
+    manifest = path / "manifest.json" if path else None
+    return path if manifest and manifest.is_file() and FORMAT in manifest.read_text(errors="replace") else None
+
+
+def _targets(samples: PackedSet, length: int) -> int:
+    """Of a document a sample."""
+    import numpy as np
+
+    total, before, step = 0, 0, 1 << 20
+    for first in range(0, samples.shards.documents, step):
+        ends = samples.shards.ends(first, min(first + step, samples.shards.documents))
+        total += int(np.minimum(np.diff(ends, prepend=before) - 1, length).sum())
+        before = int(ends[-1])
+    return total
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigtrain.data.mixing import PARTS, Mix, Mixing, Part, Piece, check_weights, shares
+from bigtrain.data.mixing import PARTS, Mix, Mixing, Part, Piece, shares
+from bigtrain.data.settings import check_weights
 from bigtrain.errors import UserError
 
 FAST = settings(max_examples=60, deadline=None)

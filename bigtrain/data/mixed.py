@@ -1,0 +1,112 @@
+"""Several sets as one: the samples of the domains laid end to end, and the order in which training draws from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigtrain.data.mixing import Integers, Mix, Mixing, Part
+from bigtrain.data.order import Order
+from bigtrain.data.sets import PackedSet, Sample
+
+
+class MixedOrder:
+    """Position in training -> index of the sample, over domains laid end to end.
+
+    The mixture says domain and draw. Draw n of a domain is the n-th element of its own order, which goes through all of
+    its samples before it takes one again.
+    """
+
+    def __init__(self, mix: Mix, sizes: Mapping[str, int], seed: int) -> None:
+        self.mix = mix
+        self._orders = [Order(size, _seed(seed, name)) for name, size in sizes.items()]
+        self._starts = np.cumsum([0, *sizes.values()], dtype=np.int64)
+
+    @overload
+    def __call__(self, position: int) -> int: ...
+    @overload
+    def __call__(self, position: Integers) -> Integers: ...
+    def __call__(self, position: int | Integers) -> int | Integers:
+        """Indices of the samples at `position`, in its shape."""
+        domains, draws = self.mix.find(np.asarray(position, dtype=np.int64))
+        index = np.empty_like(draws)
+        for domain in np.unique(domains).tolist():
+            here = domains == domain
+            index[here] = self._starts[domain] + self._orders[domain](draws[here])
+        return index if isinstance(position, np.ndarray) else int(index)
+
+
+def _seed(seed: int, name: str) -> int:
+    """Each domain is shuffled in its own way, whichever others there are."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True)
+class MixedSet:
+    """The training samples of a mixture: index i is sample i - start of the domain in whose range it lies."""
+
+    sets: Mapping[str, PackedSet]
+    mix: Mix
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sets.values()))
+
+    def __getitem__(self, index: int) -> Sample:
+        """See `PackedSet`."""
+        name, number = self.locate(index)
+        return self.sets[name][number]
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Sample:
+        """The samples `indices`, stacked: int64 of shape (B, S)."""
+        samples = [self[int(index)] for index in indices]
+        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+    def locate(self, index: int) -> tuple[str, int]:
+        """(domain, index in its set)."""
+        rest = index
+        for name, samples in self.sets.items():
+            if 0 <= rest < len(samples):
+                return name, rest
+            rest -= len(samples)
+        raise IndexError(f"sample {index} of {len(self)}")
+
+    def order(self, seed: int) -> MixedOrder:
+        """The order of training under this seed."""
+        return MixedOrder(self.mix, {name: len(samples) for name, samples in self.sets.items()}, seed)
+
+    @property
+    def end(self) -> int | None:
+        """The position at which the run ends, as a domain has run dry."""
+        return self.mix.end
+
+
+class HeldOut:
+    """The held-out samples of all domains, each once, spread evenly: the first so many of them are of all domains."""
+
+    def __init__(self, sets: Mapping[str, PackedSet]) -> None:
+        self.sets = {name: samples for name, samples in sets.items() if len(samples)}
+        parts = tuple(Part(len(samples), len(samples)) for samples in self.sets.values())
+        self._len = sum(part.samples for part in parts)
+        sizes = tuple(part.samples / self._len for part in parts)
+        self._mix = Mixing(parts, ((0, sizes),), "rebalance").plan() if parts else Mix([])
+        self._of = list(self.sets.values())
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __getitem__(self, index: int) -> Sample:
+        """See `PackedSet`."""
+        if not 0 <= index < self._len:
+            raise IndexError(f"sample {index} of {self._len}")
+        domains, draws = self._mix.find(np.array([index]))
+        return self._of[int(domains[0])][int(draws[0])]
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Sample:
+        """The samples `indices`, stacked: int64 of shape (B, S)."""
+        samples = [self[int(index)] for index in indices]
+        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
