@@ -18,8 +18,8 @@ WORDS = [
     "recipe=smoke", "engine=ddp", "model.width=16", "model.layers=1", "model.heads=2", "trainer.device=cpu",
     "objective._target_=tests.distributed.recorded.objective", "schedule._target_=tests.distributed.ledger.schedule",
     "trainer.global_batch_size=8", "trainer.micro_batch_size=2", "trainer.log_every=1", "trainer.eval_every=null",
-    "trainer.eval_batches=1", "evaluation.report=false", "data.vocab_size=400", "data.sequence_length=48",
-    "data.document_separator=null", "run.dir=run", "data.cache=prepared",
+    "trainer.eval_batches=null", "data.held_out=0", "evaluation.report=false", "data.vocab_size=400",
+    "data.sequence_length=48", "data.document_separator=null", "run.dir=run", "data.cache=prepared",
 ]  # fmt: skip
 GLOBAL, MICRO = 8, 2
 
