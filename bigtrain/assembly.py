@@ -109,7 +109,8 @@ def prepared_data(config: RunConfig) -> Any:
         found = run_on_first(lambda: find(config.run.dir or "", lambda text: None))
         if found is not None:
             then, position = found.manifest.state.get("data"), found.manifest.state["loop"]["position"]
-            run_on_first(lambda notes=data.resume(then, position): [say(note) for note in notes])
+            notes = data.resume(then, position)
+            run_on_first(lambda: say("\n".join(notes)) if notes else None)
     if hasattr(data, "prepare"):
         run_on_first(data.prepare)
     if len(data.train) == 0:

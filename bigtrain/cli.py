@@ -137,7 +137,8 @@ def prepare(argv: Sequence[str]) -> int:
         raise UserError("this data component has nothing to prepare.")
     data.prepare()
     report_on(data)
-    print(data.folder)
+    for folder in getattr(data, "folders", {"data": data.folder}).values():
+        print(folder)
     return EXIT_DONE
 
 

@@ -158,6 +158,8 @@ def other_data(trained: Trained, chosen: Sequence[str], config_dirs: Sequence[st
         words = [word for folder in folders for word in ("--config-dir", str(folder))]
         component = compose_data([*words, *(groups or ["data=text"]), *values.values()])
     given = {key.removeprefix("data.") for key in values}
+    if "path" in given and "domains" in component:  # the other text is in none of the run's domains
+        component |= {"domains": None, "stages": None}
     if "tokenizer" in component and "tokenizer" not in given:
         trained.need_tokenizer()
         component["tokenizer"] = str(trained.tokenizer_path)
@@ -173,7 +175,10 @@ def other_data(trained: Trained, chosen: Sequence[str], config_dirs: Sequence[st
 def check_same(trained: Trained, data: Any) -> None:
     """A `UserError` where the run's data is not what it was: its held-out text may have been trained on."""
     assert trained.checkpoint is not None
-    now, then = getattr(data, "fingerprint", None), trained.checkpoint.manifest.state.get("data")
+    now = data.state() if hasattr(data, "state") else getattr(data, "fingerprint", None)
+    then = trained.checkpoint.manifest.state.get("data")
+    if isinstance(now, dict) and isinstance(then, dict):  # the mix may be another, the texts may not
+        now, then = now["domains"], then["domains"]
     if now != then:
         raise UserError(
             f"The data of {trained.path} has changed since it was trained ({then} then, {now} now), so its held-out "
@@ -187,12 +192,7 @@ def choose_split(data: Any, whole: bool) -> tuple[Any, str]:
         if data.eval is None or len(data.eval) == 0:
             raise UserError("Nothing is held out of this data: give a text, as data.path=FILE.")
         return data.eval, "the held-out split"
-    from bigtrain.data.sets import ConcatSet
-
-    train = data.train
-    if isinstance(train, ConcatSet):  # training leaves out what is left after the last whole sample
-        train = ConcatSet(train.shards, train.sequence_length, train.pad_id, remainder=True)
-    return train, "all"
+    return getattr(data, "whole", data.train), "all"  # training leaves out what is left after the last whole sample
 
 
 def _first(trained: Trained, samples: Any, what: str) -> tuple[Any, str]:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -143,15 +144,12 @@ class Mixing:
         pieces = [piece for piece in then if piece.start < position]
         dry: list[Dry] = []
         tokens = Fraction(0)  # trained before the last piece
-        for piece, behind in zip(pieces, pieces[1:], strict=False):
+        for piece, behind in pairwise(pieces):
             tokens += (behind.start - piece.start) * self._tokens_a_position(piece.parts)
         while True:
             last = pieces[-1] if pieces else None
             had = last.counts(position) if last else (0,) * len(self.parts)
-            if last:
-                now = tokens + (position - last.start) * self._tokens_a_position(last.parts)
-            else:
-                now = Fraction(0)
+            now = tokens + (position - last.start) * self._tokens_a_position(last.parts) if last else Fraction(0)
             empty = {d for d, part in enumerate(self.parts) if had[d] >= part.draws}
             parts = self._shares(now, empty)
             if parts is None:

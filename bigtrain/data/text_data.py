@@ -93,7 +93,7 @@ class TextData:
         if gone:
             raise UserError(
                 f"data.domains has no {gone[0]} any more, which this run was trained on: keep it, with "
-                f"data.domains.{gone[0]}.weight=0, so that its samples keep their place.{nearest(gone[0], self.domains)}"
+                f"data.domains.{gone[0]}.weight=0.{nearest(gone[0], self.domains)}"
             )
         self._then, self._position = then, position
         notes = [f"data: domain {name} joins at sample {position:,}" for name in self.domains
@@ -178,17 +178,25 @@ class TextData:
     @cached_property
     def sets(self) -> dict[str, PackedSet]:
         """The training samples of each domain."""
-        return {name: self._set(name, "train") for name in self.preparations}
+        return {name: self._set(name, "train", remainder=False) for name in self.preparations}
 
     @cached_property
     def eval(self) -> PackedSet | HeldOut | None:
         """The held-out samples of all domains; of one, every held-out token but the first is a target in exactly one.
         None: none held out."""
-        sets = {name: self._set(name, "eval") for name in self.preparations}
+        sets = {name: self._set(name, "eval", remainder=True) for name in self.preparations}
         if not any(map(len, sets.values())):
             return None
         from bigtrain.data.mixed import HeldOut
 
+        return HeldOut(sets) if self.mixed else sets[ONE]
+
+    @cached_property
+    def whole(self) -> PackedSet | HeldOut:
+        """All training tokens, also those left after the last whole sample: for an evaluation."""
+        from bigtrain.data.mixed import HeldOut
+
+        sets = {name: self._set(name, "train", remainder=True) for name in self.preparations}
         return HeldOut(sets) if self.mixed else sets[ONE]
 
     @property
@@ -223,9 +231,9 @@ class TextData:
         ]
         names = list(self.domains)
         does = {"repeat": "is repeated", "stop": "ends the run", "rebalance": "leaves its share to the others"}
-        for dry in self._mix.dry:
-            lines.append(f"data: {names[dry.domain]} is dry at sample {dry.position:,}: it {does[self.when_dry]}")
-        return "\n".join(lines)
+        dry = [f"data: {names[one.domain]} is dry at sample {one.position:,}: it {does[self.when_dry]}"
+               for one in self._mix.dry]  # fmt: skip
+        return "\n".join([*lines, *dry])
 
     def verify(self) -> None:
         """Compares every byte with the checksums of the manifest; `UserError` names what differs."""
@@ -346,7 +354,7 @@ class TextData:
         theirs = next((folder / "tokenizer" for folder in map(_prepared, self.preparations.values()) if folder), None)
         return replace(preparation, tokenizer=str(theirs or self._trained))
 
-    def _set(self, name: str, split: str) -> PackedSet:
+    def _set(self, name: str, split: str, *, remainder: bool) -> PackedSet:
         from bigtrain.data.sets import open_set
         from bigtrain.data.shards import Shards
 
@@ -357,7 +365,7 @@ class TextData:
             packing=self.packing,
             document_masks=self.document_masks,
             pad_id=manifest["pad_id"],
-            remainder=split == "eval",
+            remainder=remainder,
             cache=self.cache,
         )
 
