@@ -53,3 +53,26 @@ def test_verify_of_what_was_not_prepared(tmp_path: Path, capsys: pytest.CaptureF
     assert "There is no " in refused(capsys, "verify", str(tmp_path / "gone"))
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "another's"}))
     assert "checkpoint" in refused(capsys, "verify", str(tmp_path))
+
+
+def test_verify_names_the_file_that_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("Call me Ishmael. " * 500)
+    data = ["data.path=text.txt", "data.vocab_size=300", "data.document_separator=null", "data.held_out=0"]
+    assert main(["prepare", "recipe=smoke", *data, "data.cache=cache"]) == 0
+    folder = Path(capsys.readouterr().out.splitlines()[-1])
+    run = run_folder(tmp_path / "run", *data, "data.cache=cache")
+    for path in (str(folder), "cache", run):
+        assert main(["data", "verify", path]) == 0
+        assert f"intact   {folder}" in capsys.readouterr().out
+    shard = min(folder.glob("train-*.bin"))
+    right = shard.read_bytes()
+    shard.write_bytes(bytes([right[0] ^ 1]) + right[1:])
+    for path in (str(folder), "cache", run):
+        assert main(["data", "verify", path]) == 1
+        assert shard.name in capsys.readouterr().out
+    shard.unlink()
+    assert main(["data", "verify", run]) == 1
+    assert shard.name in capsys.readouterr().out
