@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import sys
 from bisect import bisect_right
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bigtrain.data.settings import FORMAT, VERSION
-from bigtrain.errors import UserError
+from bigtrain.errors import RunError, UserError
 
 TRAIN, EVAL = "train", "eval"
-OPEN_MAPS = 256
-"""Files kept mapped at once: each costs a file descriptor."""
+OPEN_FILES = 256
+"""Shards kept open at once: each costs a file descriptor."""
+
+SOME_BYTES = 1 << 30
+"""From here on a check of checksums is announced."""
+
+FOUND_RIGHT = "verified.json"
+"""Of each file that was found right after it was touched: the time of that touch."""
+
+Open = Callable[[str], FileIO]
+"""An unbuffered file by its name."""
 
 
 class FileEntry(TypedDict):
@@ -28,15 +39,21 @@ class FileEntry(TypedDict):
     file: str
     bytes: int
     sha256: str
+    mtime_ns: int
+    """When it was written: a file with another time is checked against its checksum before it is used."""
 
 
 class SplitEntry(TypedDict):
-    """One split: its shards in order, and the index of its documents' ends (uint64, in tokens)."""
+    """One split: its shards in order, where its documents end (uint64, in tokens), and their places (uint64 pairs: the
+    number of the source, and the offset in it)."""
 
     documents: int
     tokens: int
     shards: list[FileEntry]
     index: FileEntry
+    places: FileEntry
+    places: NotRequired[FileEntry]
+    """Of each document the number of its source and its offset there (uint64)."""
 
 
 class Manifest(TypedDict):
@@ -119,53 +136,101 @@ class _HashedFile:
 
 
 class Shards:
-    """The tokens and documents of one split. Files are mapped when first read: memory does not grow with the set."""
+    """The tokens and documents of one split. Nothing is read ahead or kept: memory does not grow with the set.
 
-    def __init__(self, folder: Path, token_type: str, entry: SplitEntry) -> None:
+    Tokens are read with `pread` into arrays of the caller's. A file that was cut or has vanished is so an error of
+    Python's, where a mapped one would end the process.
+    """
+
+    def __init__(self, folder: Path, token_type: str, entry: SplitEntry, opened: Open | None = None) -> None:
+        """`opened` gives an unbuffered file by its name; by default that of `folder`."""
         self.documents, self.tokens = entry["documents"], entry["tokens"]
         self.index_sha256 = entry["index"]["sha256"]
         """Names where the documents end."""
-        dtype = np.dtype(token_type).newbyteorder("<")
-        self._starts = [0, *accumulate(shard["bytes"] // dtype.itemsize for shard in entry["shards"])]
+        self.dtype = np.dtype(token_type).newbyteorder("<")
+        self.names = [shard["file"] for shard in entry["shards"]]
+        self.starts = [0, *accumulate(shard["bytes"] // self.dtype.itemsize for shard in entry["shards"])]
         """First token of each shard, and the end of the last."""
-
-        @lru_cache(OPEN_MAPS)
-        def shard(number: int) -> NDArray[Any]:
-            return np.memmap(folder / entry["shards"][number]["file"], dtype, mode="r").view(np.ndarray)
-
-        @lru_cache(1)
-        def ends() -> NDArray[Any]:
-            return np.memmap(folder / entry["index"]["file"], "<u8", mode="r").view(np.ndarray)
-
-        self._shard, self._ends = shard, ends
+        # What is dropped from the cache is closed once nobody reads from it any more.
+        self._open = lru_cache(OPEN_FILES)(opened or (lambda name: (folder / name).open("rb", buffering=0)))
+        self._folder, self._entry = folder, entry
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
         """Tokens [start, stop) of the split, as a new int64 array."""
-        tokens = np.empty(stop - start, np.int64)
-        at = start
-        number = bisect_right(self._starts, start) - 1
-        while at < stop:
-            upto = min(stop, self._starts[number + 1])
-            first = self._starts[number]
-            tokens[at - start : upto - start] = self._shard(number)[at - first : upto - first]
-            at, number = upto, number + 1
-        return tokens
+        tokens = np.empty(stop - start, self.dtype)
+        self._fill(tokens, start)
+        return tokens.astype(np.int64)
+
+    def read_many(self, starts: Sequence[int], length: int) -> NDArray[np.int64]:
+        """Tokens [start, start + length) for each of `starts`: a new int64 array (len(starts), length)."""
+        tokens = np.empty((len(starts), length), self.dtype)
+        for row, start in zip(tokens, starts, strict=True):
+            self._fill(row, start)
+        return tokens.astype(np.int64)
 
     def bounds(self, document: int) -> tuple[int, int]:
         """First token of a document, and the one after its last."""
-        ends = self._ends()
+        ends = self._ends
         return (int(ends[document - 1]) if document else 0), int(ends[document])
 
     def ends(self, first: int, last: int) -> NDArray[np.int64]:
         """Of the documents [first, last): the token after each one's last, a new array."""
-        return self._ends()[first:last].astype(np.int64)
+        return self._ends[first:last].astype(np.int64)
 
     def documents_of(self, start: int, stop: int) -> NDArray[np.int64]:
         """Of each of the tokens [start, stop): the number of its document in the split."""
-        ends = self._ends()
+        ends = self._ends
         at = np.arange(start, stop, dtype=ends.dtype)  # of the same type: else NumPy would convert all of the ends
         first = int(np.searchsorted(ends, at[0], side="right"))
         return first + np.searchsorted(ends[first : first + len(at)], at, side="right")
+
+    def place(self, document: int) -> tuple[int, int]:
+        """Where a document came from: the number of its source in the manifest, and its offset there."""
+        source, offset = self._places[document].tolist()
+        return source, offset
+
+    def find(self, source: int, offset: int) -> int | None:
+        """The document that came from there; None: it is not in this split. Reads all places, a block at a time."""
+        for first in range(0, self.documents, 1 << 20):
+            block = self._places[first : first + (1 << 20)]
+            found = np.flatnonzero((block[:, 0] == source) & (block[:, 1] == offset))
+            if len(found):
+                return first + int(found[0])
+        return None
+
+    def _fill(self, tokens: NDArray[Any], start: int) -> None:
+        """Reads as many tokens as the contiguous array holds, from `start` on."""
+        number = bisect_right(self.starts, start) - 1
+        while len(tokens):
+            upto = min(len(tokens), self.starts[number + 1] - start)
+            if upto:
+                self._pread(number, tokens[:upto], start - self.starts[number])
+            tokens, start, number = tokens[upto:], start + upto, number + 1
+
+    def _pread(self, number: int, tokens: NDArray[Any], at: int) -> None:
+        name, size = self.names[number], self.dtype.itemsize
+        try:
+            read = os.preadv(self._open(name).fileno(), [tokens.view(np.uint8)], at * size)
+        except OSError as error:
+            raise RunError(
+                f"{self._folder / name} cannot be read any more: {error.strerror or error}. Bring it back, and go on."
+            ) from error
+        if read < tokens.nbytes:
+            raise RunError(
+                f"{self._folder / name} has been cut: it ends at byte {at * size + read:,}. Prepare it anew."
+            )
+
+    @cached_property
+    def _ends(self) -> NDArray[Any]:
+        return _mapped(self._folder / self._entry["index"]["file"])
+
+    @cached_property
+    def _places(self) -> NDArray[Any]:
+        return _mapped(self._folder / self._entry["places"]["file"]).reshape(-1, 2)
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    return np.memmap(path, "<u8", mode="r").view(np.ndarray) if path.stat().st_size else np.empty(0, "<u8")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -198,8 +263,9 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} is of {manifest.get('format')} version {manifest.get('version')}; this bigtrain reads "
             f"{FORMAT} version {VERSION}. {mend}"
         )
+    sizes = {file.name: file.stat().st_size for file in os.scandir(folder)}  # one pass: there may be thousands
     for entry in _files(manifest):
-        size = (folder / entry["file"]).stat().st_size if (folder / entry["file"]).is_file() else None
+        size = sizes.get(entry["file"])
         if size != entry["bytes"]:
             fault = "is missing" if size is None else f"has {size:,} bytes and not {entry['bytes']:,}"
             raise UserError(f"{folder / entry['file']} {fault}. {mend}")
@@ -209,22 +275,49 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def verify(folder: Path) -> None:
-    """Reads every byte of a prepared folder and compares it with the manifest's checksums.
+def verify(folder: Path, changed_only: bool = False) -> None:
+    """Compares the bytes of a prepared folder with the manifest's checksums.
+
+    With `changed_only` it reads only files that were touched since they were written, or since they were found right;
+    what was found right is remembered in the folder.
 
     Raises:
         UserError: naming the files that differ.
     """
-    manifest = read_manifest(folder)
-    wrong = [entry["file"] for entry in _files(manifest) if _sha256(folder / entry["file"]) != entry["sha256"]]
+    files = _files(read_manifest(folder))
+    if changed_only:
+        known = _found_right(folder)
+        times = {file.name: file.stat().st_mtime_ns for file in os.scandir(folder)}
+        files = [entry for entry in files if times[entry["file"]] not in (entry["mtime_ns"], known.get(entry["file"]))]
+    if not files:
+        return
+    size = sum(entry["bytes"] for entry in files)
+    if size > SOME_BYTES:
+        print(f"data: comparing {len(files):,} files ({size / 1e9:.1f} GB) in {folder} with their checksums …",
+              file=sys.stderr, flush=True)  # fmt: skip
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # hashing lets go of the interpreter
+        sums = pool.map(lambda entry: _sha256(folder / entry["file"]), files)
+        wrong = [entry["file"] for entry, found in zip(files, sums, strict=True) if found != entry["sha256"]]
     if wrong:
         raise UserError(
             f"In {folder} the checksum of {', '.join(wrong)} is wrong. Delete the folder and prepare again."
         )
+    if changed_only:
+        right = known | {entry["file"]: times[entry["file"]] for entry in files}
+        with contextlib.suppress(OSError):  # a folder that may not be written to is checked each time
+            (folder / FOUND_RIGHT).write_text(json.dumps(right), encoding="utf-8")
+
+
+def _found_right(folder: Path) -> dict[str, int]:
+    try:
+        return json.loads((folder / FOUND_RIGHT).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        return {}
 
 
 def _files(manifest: Manifest) -> list[FileEntry]:
-    return [file for split in manifest["splits"].values() for file in (*split["shards"], split["index"])]
+    splits = manifest["splits"].values()
+    return [file for split in splits for file in (*split["shards"], split["index"], split["places"])]
 
 
 def _sha256(path: Path) -> str:
