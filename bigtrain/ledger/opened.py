@@ -113,7 +113,9 @@ class OpenedRun:
 
     def last_step(self) -> int:
         """The step after which the run ends."""
-        return total_steps(self.config, len(self.data.train))
+        steps = total_steps(self.config, self.data_samples)
+        end = self._mixed.end if self._mixed else None  # where a domain runs dry, and that ends the run
+        return steps if end is None else min(steps, end // self.config.trainer.global_batch_size)
 
     def samples(self, step: int) -> list[Sample]:
         """The samples of a step (from 1 on: the one whose metrics are logged under this number), in their order.
