@@ -1,103 +1,83 @@
-"""Raw text to shards: tokenizer, tokens, manifest; whole or not at all, and never twice."""
+"""Raw text to shards: cleaned, a tokenizer, tokens, a manifest; whole or not at all, and no unit of it twice."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
+import json
 import os
 import shutil
 import sys
 import tempfile
-import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from bigtrain.data import cleaning
 from bigtrain.data import tokenizer as tokenizers_
-from bigtrain.data.readers import Reader
+from bigtrain.data import workers as workers_
+from bigtrain.data.clean.funnel import FILE_NAME as FUNNEL
+from bigtrain.data.corpora import Planned, locate, plan
+from bigtrain.data.documents import Document
+from bigtrain.data.encode import REFERENCE, choose
 from bigtrain.data.settings import FORMAT, VERSION, Preparation
-from bigtrain.data.shards import EVAL, TRAIN, Manifest, ShardWriter, sync, write_manifest
-from bigtrain.data.sources import Source
+from bigtrain.data.shards import EVAL, TRAIN, Manifest, write_manifest
+from bigtrain.data.tokenising import Tokenise, crossing, place_of
+from bigtrain.data.units import Unit, plan_units
+from bigtrain.data.writing import Work, join
 from bigtrain.errors import UserError
 
-BATCH_CHARACTERS = 1 << 20
-"""Text that one process tokenises at once (one document at least)."""
+__all__ = ["check_tokenizer", "divide", "locate", "prepare"]
 
-FEW_BYTES = 8 << 20
-"""Below this, starting processes takes longer than they save."""
-
-MOST_WORKERS = 32
-"""One process reads and writes for all of them."""
-
-Document = tuple[str, str]
-"""(split, text)"""
-Encoded = dict[str, tuple[NDArray[np.uint32], NDArray[np.int64]]]
-"""split -> (ids, lengths of the documents)"""
+Part = tuple[int, int]
+"""(number from 0, of how many): of the units of a phase those whose number leaves it as the remainder."""
 
 
-def prepare(settings: Preparation, sources: Sequence[Source], folder: Path, workers: int | None) -> None:
-    """Writes `folder`: tokenizer/, shards, document indices, and last manifest.json.
+def prepare(
+    preparations: Mapping[str, Preparation], cache: Path, workers: int | None, part: Part | None = None
+) -> dict[str, Path]:
+    """The prepared folder of each domain, made where it is not there.
 
-    Everything is written beside it and renamed when complete. A second process that wants the same waits.
+    Units that are done stay done: who starts again after a kill goes on. With `part`, this call does its share of the
+    units of the phase that is due and returns; a call without it does the rest.
 
     Raises:
-        UserError: the input is wrong, the cache cannot be written or the disk is full; nothing is left behind.
+        UserError: the input is wrong, the cache cannot be written or the disk is full; finished units are kept.
     """
+    planned = plan(preparations, cache)
+    folders = {domain.name: domain.folder for domain in planned}
+    if all(domain.done for domain in planned):
+        return folders
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder) as alone:
-            if (folder / "manifest.json").is_file():
-                return
-            if alone:  # what is there was left by a process that was killed
-                for left in (folder, *folder.parent.glob(f".{folder.name}.*.tmp")):
-                    shutil.rmtree(left, ignore_errors=True)
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
-            try:
-                temporary.chmod(0o755)
-                _write(settings, sources, temporary, workers)
-                temporary.rename(folder)
-                sync(folder.parent)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        for domain in planned:
+            if domain.cleaned and not domain.done and not (domain.cleaned / "cleaned.json").is_file():
+                with _alone(domain.cleaned, part) as _:
+                    if not (domain.cleaned / "cleaned.json").is_file() and not _clean(domain, workers, part):
+                        return folders
+        tokenizer = planned[0].tokenizer
+        if not (tokenizer / "tokenizer.json").is_file():
+            with _alone(tokenizer, None):
+                if not (tokenizer / "tokenizer.json").is_file():
+                    _tokenizer(planned)
+        for domain in planned:
+            if not domain.done:
+                with _alone(domain.folder, part):
+                    if not domain.done:
+                        _shards(domain, workers, part)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
-                f"The disk of data.cache={folder.parent} is full ({os.strerror(error.errno)}); what was written is "
-                f"removed. Make room, or set data.cache to another disk."
+                f"The disk of data.cache={cache} is full ({os.strerror(error.errno)}); what was finished is kept, and "
+                f"the next start goes on from it. Make room, or set data.cache to another disk."
             ) from error
-        raise UserError(f"data.cache={folder.parent} cannot be written: {error}.") from error
-
-
-def train_tokenizer(corpora: Sequence[tuple[Preparation, Sequence[Source]]], folder: Path) -> None:
-    """Trains the tokenizer that several domains share, on the training documents of all of them, unless it is there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        if folder.is_dir():
-            return
-
-        def texts() -> Iterator[str]:
-            for settings, sources in corpora:
-                documents = (document.text for document in Reader(sources, settings.corpus.reading))
-                yield from (
-                    text for split, text in divide(documents, settings.held_out, settings.seed) if split == TRAIN
-                )
-
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as temporary:
-            made = Path(temporary) / "tokenizer"
-            tokenizers_.save(tokenizers_.train(texts(), corpora[0][0].vocab_size), made)
-            made.rename(folder)
+        raise UserError(f"data.cache={cache} cannot be written: {error}.") from error
+    return folders
 
 
 def check_tokenizer(given: str, folder: Path) -> None:
@@ -111,18 +91,17 @@ def check_tokenizer(given: str, folder: Path) -> None:
             )
 
 
-def divide(documents: Iterator[str], held_out: float, seed: int) -> Iterator[Document]:
+def divide(documents: Iterator[str], held_out: float, seed: int) -> Iterator[tuple[str, str]]:
     """Names each document's split: held out where the hash of its text, keyed by `seed`, falls below `held_out`.
 
     As long as one side is empty, the document of the other side nearest to it is kept waiting; it crosses over if that
     side is still empty at the end. So two documents are enough for both sides. One alone is for training.
     """
-    key = seed.to_bytes(8, "little", signed=True)
     seen: set[str] = set()  # splits that have a document for good
     waiting: tuple[float, str] | None = None
     side = TRAIN  # of all documents so far, where they are all on one
     for text in documents:
-        place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "big") / 2**64
+        place = place_of(text, seed)
         split = EVAL if place < held_out else TRAIN
         if held_out == 0 or len(seen) == 2:
             yield split, text
@@ -142,45 +121,99 @@ def divide(documents: Iterator[str], held_out: float, seed: int) -> Iterator[Doc
         yield (EVAL if side == TRAIN else TRAIN) if seen else TRAIN, waiting[1]
 
 
-def _write(settings: Preparation, sources: Sequence[Source], folder: Path, workers: int | None) -> None:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        if settings.tokenizer is None:
-            reader = Reader(sources, settings.corpus.reading)
-            task = progress.add_task("training the tokenizer", total=reader.total, note="")
+def _clean(domain: Planned, workers: int | None, part: Part | None) -> bool:
+    """False: other parts have not done theirs."""
+    assert domain.cleaned is not None
+    corpus, work = domain.preparation.corpus, Work(domain.cleaned)
+    units = _begin(domain, work, part)
+    first = cleaning.Clean(corpus, domain.sources, domain.cleaned)
+    if cleaning.compares(corpus):
+        if not _do("cleaning", first, units, work, workers, part, cleaning.SKETCHED):
+            return False
+        if not work.marker(0, cleaning.CORPUS).is_file():
+            if part is not None and part[0]:
+                return False
+            cleaning.compare(first, units)
+        on = cleaning.CleanOn(corpus, domain.sources, domain.cleaned)
+        done = _do("cleaning on", on, units, work, workers, part)
+    else:
+        done = _do("cleaning", first, units, work, workers, part)
+    if not done or part is not None:
+        return False
+    cleaning.finish(first, units)
+    return True
+
+
+def _tokenizer(planned: Sequence[Planned]) -> None:
+    """The tokenizer of all domains: taken, or trained on their training documents."""
+    settings, folder = planned[0].preparation, planned[0].tokenizer
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+    try:
+        temporary.chmod(0o755)
+        if settings.tokenizer is not None:
+            tokenizers_.take(settings.tokenizer, temporary / "tokenizer")
+        else:
 
             def training_texts() -> Iterator[str]:
-                for split, text in divide((document.text for document in reader), settings.held_out, settings.seed):
-                    if split == TRAIN:
-                        yield text
-                    progress.update(task, completed=reader.consumed)
+                for domain in planned:
+                    of = domain.preparation
+                    texts = (document.text for document in _documents(domain))
+                    yield from (text for split, text in divide(texts, of.held_out, of.seed) if split == TRAIN)
 
-            tokenizers_.save(tokenizers_.train(training_texts(), settings.vocab_size), folder / "tokenizer")
-            progress.update(task, completed=reader.total or 1, total=reader.total or 1)
-        else:
-            tokenizers_.take(settings.tokenizer, folder / "tokenizer")
-        encoder = tokenizers_.Encoder(folder / "tokenizer")
-        token_type = _token_type(settings.token_type, encoder.vocab_size)
+            with Console(stderr=True).status("training the tokenizer"):
+                trained = tokenizers_.train(training_texts(), settings.vocab_size)
+            tokenizers_.save(trained, temporary / "tokenizer")
+        shutil.rmtree(folder, ignore_errors=True)
+        (temporary / "tokenizer").rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
-        reader = Reader(sources, settings.corpus.reading)
-        task = progress.add_task("tokenising", total=reader.total, note="")
-        writers = {split: ShardWriter(folder, split, token_type, settings.shard_tokens) for split in (TRAIN, EVAL)}
-        documents = divide((document.text for document in reader), settings.held_out, settings.seed)
-        few = reader.total is not None and reader.total < FEW_BYTES
-        workers = workers or (1 if few else min(MOST_WORKERS, len(os.sched_getaffinity(0))))
-        for encoded in _encode(_batches(documents), folder / "tokenizer", workers):
-            for split, (ids, lengths) in encoded.items():
-                writers[split].write(ids, lengths)
-            note = f"{sum(w.documents for w in writers.values()):,} documents, {writers[TRAIN].tokens:,} tokens"
-            progress.update(task, completed=reader.consumed, note=note)
-        progress.update(task, completed=reader.total or 1, total=reader.total or 1)
-    splits = {split: writer.close() for split, writer in writers.items()}
+
+def _documents(domain: Planned) -> Iterator[Document]:
+    if domain.cleaned is None:
+        yield from cleaning.Documents(domain.preparation.corpus, domain.sources)
+    else:
+        for path in sorted(domain.cleaned.glob("*.parquet")):
+            yield from cleaning.read_table(path)
+
+
+def _shards(domain: Planned, workers: int | None, part: Part | None) -> None:
+    settings, work = domain.preparation, Work(domain.folder)
+    encoder = tokenizers_.Encoder(domain.tokenizer)
+    token_type = _token_type(settings.token_type, encoder.vocab_size)
+    units = _begin(domain, work, part)
+    library, why = choose(domain.tokenizer)
+    console = Console(stderr=True)
+    console.print(f"data: tokenising with {library}{f' ({why})' if why else ', its ids proved equal to tokenizers'}",
+                  highlight=False, markup=False)  # fmt: skip
+    job = Tokenise(settings, domain.sources, domain.cleaned, domain.tokenizer, domain.folder, library, token_type)
+    if not _do("tokenising", job, units, work, workers, part) or part is not None:
+        return
+    markers = [work.read(unit.number) for unit in units]
+    over = crossing(markers, settings.held_out)
+    if over is not None:
+        number, place = over
+        work.marker(number).unlink()
+        replace(job, crossing=place)(units[number])
+        markers[number] = work.read(number)
+    told = (
+        json.loads((domain.cleaned / "cleaned.json").read_text())
+        if domain.cleaned
+        else cleaning.gather(markers, settings.corpus, domain.sources)
+    )
+    splits = join(work, markers)
     if not splits[TRAIN]["documents"]:
+        shutil.rmtree(work.folder, ignore_errors=True)
         raise UserError(
-            f"data.path={', '.join(settings.corpus.path)} holds no text: {reader.empty:,} empty documents, "
-            f"{reader.broken:,} broken records."
+            f"data.path={', '.join(settings.corpus.path)} holds no text: {told['empty']:,} empty documents, "
+            f"{told['broken']:,} broken records."
         )
+    shutil.copytree(domain.tokenizer, work.data / "tokenizer", dirs_exist_ok=True)
+    if domain.cleaned:
+        shutil.copy(domain.cleaned / FUNNEL, work.data / FUNNEL)
+    other = sum(marker["library"] != library for marker in markers)
+    if other:
+        console.print(f"data: {other} units were tokenised with {REFERENCE}, as ids of {library} differed there.")
     manifest = Manifest(
         format=FORMAT,
         version=VERSION,
@@ -188,19 +221,47 @@ def _write(settings: Preparation, sources: Sequence[Source], folder: Path, worke
         vocab_size=encoder.vocab_size,
         eos_id=encoder.eos_id,
         pad_id=encoder.pad_id,
-        tokenizer_sha256=tokenizers_.file_hash(folder / "tokenizer"),
-        splits=splits,
-        empty_documents=reader.empty,
-        broken_records=reader.broken,
-        first_broken=reader.first_broken,
+        tokenizer_sha256=tokenizers_.file_hash(domain.tokenizer),
+        splits=splits,  # type: ignore[typeddict-item]
+        empty_documents=told["empty"],
+        broken_records=told["broken"],
+        first_broken=told["first_broken"],
         settings=asdict(settings),
-        sources=[asdict(source) for source in sources],
+        sources=[asdict(source) for source in domain.sources],
     )
-    write_manifest(folder, manifest)
-    _tell(console, manifest, settings)
+    write_manifest(work.data, manifest)
+    work.finish()
+    _tell(console, manifest, domain)
 
 
-def _tell(console: Console, manifest: Manifest, settings: Preparation) -> None:
+def _begin(domain: Planned, work: Work, part: Part | None) -> list[Unit]:
+    work.begin()
+    if part is None:
+        work.tidy()
+    return plan_units(domain.sources, domain.preparation.corpus.reading)
+
+
+def _do(
+    title: str, job: Callable[[Unit], None], units: Sequence[Unit], work: Work, workers: int | None,
+    part: Part | None, phase: str = "",
+) -> bool:  # fmt: skip
+    """Does what is not done of a phase; whether all of it is done now."""
+    due = [unit for unit in units if not work.marker(unit.number, phase).is_file()]
+    console = Console(stderr=True)
+    if len(due) < len(units):
+        console.print(
+            f"data: {title}: {len(units) - len(due):,} of {len(units):,} units are done already", highlight=False
+        )
+    mine = [unit for unit in due if part is None or unit.number % part[1] == part[0]]
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task(title, total=len(units), completed=len(units) - len(due))
+        workers_.do(job, mine, workers, lambda unit: progress.advance(task))
+    return all(work.marker(unit.number, phase).is_file() for unit in units)
+
+
+def _tell(console: Console, manifest: Manifest, domain: Planned) -> None:
+    settings = domain.preparation
     train, held = manifest["splits"][TRAIN], manifest["splits"][EVAL]
     console.print(
         f"data: {train['documents']:,} documents with {train['tokens']:,} tokens to train on, {held['documents']:,} "
@@ -230,83 +291,21 @@ def _token_type(wanted: str, vocab_size: int) -> str:
     return chosen
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document[1])
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _encode(batches: Iterator[list[Document]], tokenizer: Path, workers: int) -> Iterator[Encoded]:
-    """Tokenises batches, in their order whatever the number of processes; few are on the way at once."""
-    if workers == 1:
-        _start(tokenizer)
-        yield from map(_encode_batch, batches)
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(tokenizer,))
-    on_the_way: deque[Future[Encoded]] = deque()
-    try:
-        for batch in batches:
-            on_the_way.append(pool.submit(_encode_batch, batch))
-            if len(on_the_way) > 2 * workers:
-                yield on_the_way.popleft().result()
-        while on_the_way:
-            yield on_the_way.popleft().result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "A tokenising process died: out of memory, or started from a script that is not guarded by "
-            "`if __name__ == '__main__':`. data.workers=1 tokenises without processes."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_encoder: tokenizers_.Encoder
-
-
-def _start(tokenizer: Path) -> None:
-    """Each process has its own tokenizer; where there are several, each on one thread."""
-    global _encoder
-    parent = parent_process()
-    if parent is not None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _encoder = tokenizers_.Encoder(tokenizer)
-
-
-def _end_with(parent: BaseProcess) -> None:
-    """A pool's processes outlive a parent that was killed, and wait for ever; these do not."""
-    parent.join()
-    os._exit(1)
-
-
-def _encode_batch(batch: list[Document]) -> Encoded:
-    texts = {split: [text for at, text in batch if at == split] for split in (TRAIN, EVAL)}
-    return {split: _encoder(of) for split, of in texts.items() if of}
-
-
 @contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """One process at a time works on `folder`; the others wait here, and say so.
+def _alone(artifact: Path, part: Part | None) -> Iterator[None]:
+    """One process at a time makes an artifact, or several parts of it; others wait here, and say so.
 
-    False where the file system knows no locks (Lustre without `flock`): the rename then lets one of them win.
+    Where the file system knows no locks (Lustre without `flock`), each unit's rename lets one of them win.
     """
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+    kind = fcntl.LOCK_EX if part is None else fcntl.LOCK_SH
+    with artifact.with_name(f".{artifact.name}.lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"data: another process is preparing {folder}; waiting for it.", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            print(f"data: another process is preparing {artifact}; waiting for it.", file=sys.stderr, flush=True)
+            fcntl.flock(lock, kind)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
-            print(f"data: {folder.parent} knows no locks: prepare in one process at a time.", file=sys.stderr)
-            yield False
-            return
-        yield True
+            print(f"data: {artifact.parent} knows no locks: prepare in one process at a time.", file=sys.stderr)
+        yield

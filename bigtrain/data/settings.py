@@ -13,7 +13,7 @@ from typing import Any, Literal
 from bigtrain.data.sources import Source
 from bigtrain.errors import UserError
 
-FORMAT, VERSION = "bigtrain shards", 1
+FORMAT, VERSION = "bigtrain shards", 2
 SMALLEST_VOCABULARY = 257
 """The 256 bytes and the end of text."""
 

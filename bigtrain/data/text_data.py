@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bigtrain.data.settings import FORMAT, Domain, Preparation, Stage, check_weights
-from bigtrain.data.sources import Source, find_sources
+from bigtrain.data.settings import Domain, Preparation, Stage, check_weights
 from bigtrain.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
     from bigtrain.data.sets import PackedSet
     from bigtrain.data.shards import Manifest
 
-_NO_WORD = re.compile(r"[^\w-]+")
 ONE = "data"
 """The name of the only domain, where `data.path` is given."""
 
@@ -112,25 +108,25 @@ class TextData:
             "settings": self._settings(),
         }
 
-    def prepare(self) -> None:
+    def prepare(self, part: tuple[int, int] | None = None) -> None:
         """Trains or takes the tokenizer and writes the shards, unless that has been done. Safe to call at once in
-        several processes: one works, the others wait and say so.
+        several processes: one works, the others wait and say so. `part`: (number from 0, of how many) of the units of
+        the phase that is due, and no more.
 
         Raises:
             UserError: the input is wrong, or the cache cannot be written; then nothing is left behind.
         """
-        if self._trained is not None:
-            from bigtrain.data.prepare import train_tokenizer
+        ready = all((folder / "manifest.json").is_file() for folder in self.folders.values())
+        if not ready:
+            from bigtrain.data.prepare import prepare
 
-            train_tokenizer([(of, self._sources[name]) for name, of in self.preparations.items()], self._trained)
+            prepare(self.preparations, self.cache, self.workers, part)
+            if part is not None:
+                return
         for name, folder in self.folders.items():
-            if (folder / "manifest.json").is_file():
+            if ready:
                 print(f"data: prepared already, in {folder}", file=sys.stderr)
-                self._check_tokenizer(name)
-            else:
-                from bigtrain.data.prepare import prepare
-
-                prepare(self._with_tokenizer(name), self._sources[name], folder, self.workers)
+            self._check_tokenizer(name)
         if len({manifest["tokenizer_sha256"] for manifest in self._manifests.values()}) > 1:
             raise UserError("The prepared domains have different tokenizers: prepare them anew with one.")
         _ = self.train
@@ -145,15 +141,9 @@ class TextData:
     @cached_property
     def folders(self) -> dict[str, Path]:
         """Where the prepared data of each domain lies, or will lie."""
-        folders = {}
-        for name, preparation in self.preparations.items():
-            prepared = _prepared(preparation)
-            if prepared is None:
-                sources = self._sources[name]
-                first = name if self.mixed else Path(sources[0].name).name.partition(".")[0]
-                prepared = self.cache / f"{_NO_WORD.sub('-', first)}-{self._with_tokenizer(name).fingerprint(sources)}"
-            folders[name] = prepared
-        return folders
+        from bigtrain.data.corpora import plan
+
+        return {domain.name: domain.folder for domain in plan(self.preparations, self.cache)}
 
     @cached_property
     def train(self) -> PackedSet | MixedSet:
@@ -328,31 +318,10 @@ class TextData:
         )
 
     @cached_property
-    def _sources(self) -> dict[str, list[Source]]:
-        return {name: find_sources(of.corpus.path, of.corpus.reading.split) for name, of in self.preparations.items()}
-
-    @cached_property
     def _manifests(self) -> dict[str, Manifest]:
         from bigtrain.data.shards import read_manifest
 
         return {name: read_manifest(folder) for name, folder in self.folders.items()}
-
-    @cached_property
-    def _trained(self) -> Path | None:
-        """Where the tokenizer lies that is trained on all domains; None: it is given, or there is one domain only."""
-        prepared = any(map(_prepared, self.preparations.values()))
-        if not self.mixed or self.preparation.tokenizer is not None or prepared:
-            return None
-        prints = [of.fingerprint(self._sources[name]) for name, of in self.preparations.items()]
-        return self.cache / f"tokenizer-{_hash(prints)}"
-
-    def _with_tokenizer(self, name: str) -> Preparation:
-        """The domain's settings, with the tokenizer that all domains share."""
-        preparation = self.preparations[name]
-        if preparation.tokenizer is not None or not self.mixed:
-            return preparation
-        theirs = next((folder / "tokenizer" for folder in map(_prepared, self.preparations.values()) if folder), None)
-        return replace(preparation, tokenizer=str(theirs or self._trained))
 
     def _set(self, name: str, split: str, *, remainder: bool) -> PackedSet:
         from bigtrain.data.sets import open_set
@@ -372,18 +341,12 @@ class TextData:
     def _check_tokenizer(self, name: str) -> None:
         """Where shards and tokenizer were both given, they must belong together."""
         preparation = self.preparations[name]
-        if _prepared(preparation) is not None and preparation.tokenizer is not None:
+        from bigtrain.data.corpora import prepared_folder
+
+        if prepared_folder(preparation) is not None and preparation.tokenizer is not None:
             from bigtrain.data.prepare import check_tokenizer
 
             check_tokenizer(preparation.tokenizer, self.folders[name])
-
-
-def _prepared(preparation: Preparation) -> Path | None:
-    """`data.path`, where that is a folder which bigtrain prepared."""
-    paths = preparation.corpus.path
-    path = Path(paths[0]).expanduser() if len(paths) == 1 else None
-    manifest = path / "manifest.json" if path else None
-    return path if manifest and manifest.is_file() and FORMAT in manifest.read_text(errors="replace") else None
 
 
 def _targets(samples: PackedSet, length: int) -> int:

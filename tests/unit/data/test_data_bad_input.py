@@ -155,8 +155,7 @@ def test_no_room_for_a_file(make: Make, tmp_path: Path, limit: int, workers: int
     """The limit strikes in the tokenizer's file or in a shard."""
     said = attempt(make, tmp_path / "cache", limit, workers=workers)
     assert "The disk of data.cache=" in said and "is full" in said
-    assert left_in(tmp_path / "cache") == []
-    assert attempt(make, tmp_path / "cache", None) == ""
+    assert attempt(make, tmp_path / "cache", None) == ""  # what was finished is kept, and nothing of it is broken
 
 
 @pytest.mark.parametrize(("kilobytes", "given"), [(8, False), (60, False), (200, False), (20, True)])
@@ -170,7 +169,7 @@ def test_a_full_disk(make: Make, prepared: TextData, tmp_path: Path, kilobytes: 
         tokenizer = {"tokenizer": str(prepared.tokenizer_path)} if given else {}
         said = attempt(make, disk / "cache", None, **tokenizer)
         assert "The disk of data.cache=" in said and "is full (No space left on device)" in said
-        assert left_in(disk / "cache") == []
+        assert not [name for name in left_in(disk / "cache") if (disk / "cache" / name / "manifest.json").exists()]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

@@ -113,7 +113,7 @@ def test_what_changes_the_tokens_prepares_anew_and_what_does_not_does_not(make: 
 
 
 def test_the_same_shards_whatever_the_workers_and_the_shard_size(make: Make, prepared: TextData) -> None:
-    import bigtrain.data.prepare as module
+    import bigtrain.data.tokenising as module
 
     before, module.BATCH_CHARACTERS = module.BATCH_CHARACTERS, 20_000  # many batches
     try:
@@ -187,6 +187,11 @@ print(data.fingerprint)
 """
 
 
+def shards_in(cache: Path) -> list[str]:
+    """What lies in the cache beside the tokenizer that was trained."""
+    return [name for name in left_in(cache) if not name.startswith("tokenizer-")]
+
+
 def test_two_processes_that_want_the_same(corpus: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     processes = [python(START.format(path=str(corpus), cache=str(cache))) for _ in range(3)]
@@ -194,7 +199,7 @@ def test_two_processes_that_want_the_same(corpus: Path, tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0, 0], ends
     assert len({out for out, _ in ends}) == 1
     assert sum("tokens to train on" in " ".join(err.split()) for _, err in ends) == 1  # one did the work
-    assert len(left_in(cache)) == 1
+    assert len(shards_in(cache)) == 1
 
 
 def test_the_one_that_waits_says_so(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
@@ -218,7 +223,7 @@ def test_killed_at_any_moment_nothing_half_is_taken_for_whole(corpus: Path, tmp_
     for wait in (0.02, 0.1, 0.3):
         process = python(START.format(path=str(corpus), cache=str(cache)))
         end = time.monotonic() + 60
-        while process.poll() is None and not any(".tmp" in name for name in left_in(cache)):
+        while process.poll() is None and not any(".work" in name for name in left_in(cache)):
             assert time.monotonic() < end
             time.sleep(0.005)
         time.sleep(wait)
@@ -227,7 +232,7 @@ def test_killed_at_any_moment_nothing_half_is_taken_for_whole(corpus: Path, tmp_
     process = python(START.format(path=str(corpus), cache=str(cache)))
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert len(left_in(cache)) == 1 and ".tmp" not in left_in(cache)[0]
+    assert len(shards_in(cache)) == 1 and ".work" not in left_in(cache)[0]
     assert len(out.strip()) == 16
 
 
@@ -320,7 +325,7 @@ def test_the_share_held_out_is_the_share_asked_for() -> None:
     assert without == {text for text in held if int(text.split()[1]) >= 10_000}  # its own text decides, no neighbour
 
 
-@pytest.mark.parametrize("name", ["train-00000.bin", "eval-documents.bin", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("name", ["train-00000-000.bin", "eval-documents.bin", "tokenizer/tokenizer.json"])
 def test_damage_is_found(make: Make, name: str) -> None:
     data = make()
     data.prepare()
