@@ -99,6 +99,9 @@ class PackedSet:
             [shards.bounds(int(document)) for document in np.unique(without)] if without is not None else []
         )
         self._without = bounds.reshape(-1, 2).astype(np.int64)
+        self._plain = self._mixed and not document_masks and not len(bounds)
+        self._whole = (shards.tokens - 1) // sequence_length
+        """Of concat: samples that are not padded."""
 
     def __len__(self) -> int:
         return len(self.layout)
@@ -110,6 +113,9 @@ class PackedSet:
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Sample:
         """The samples `indices`, stacked: int64 of shape (B, S)."""
         count, length = len(indices), self.sequence_length
+        if self._plain and all(0 <= index < self._whole for index in indices):
+            tokens = self.shards.read_many([int(index) * length for index in indices], length + 1)
+            return {"input_ids": tokens[:, :-1].copy(), "labels": tokens[:, 1:].copy()}
         tokens = np.empty((count, length + 1), np.int64)
         begins = np.zeros((count, length + 1), np.bool_)  # where another document does
         held = np.empty((count, 1), np.int64)
