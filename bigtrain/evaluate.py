@@ -217,7 +217,7 @@ def _without_task(overrides: Sequence[str]) -> list[str]:
 
 
 def _name(component: Component) -> str:
-    path = component.get("path", component["_target_"])
+    path = component.get("path") or list(component.get("domains") or [component["_target_"]])
     return ", ".join(map(str, path)) if isinstance(path, list | tuple) else str(path)
 
 
