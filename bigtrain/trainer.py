@@ -133,15 +133,22 @@ def fit(job: Job, state: State, stop: Stop) -> bool:
     settings, engine, ranks, meters = job.settings, job.engine, job.ranks, job.meters
     if state.step == 0:
         _evaluate_and_log(job, state)
+    saved = state.step
     finished = state.step >= job.total_steps or _no_better(settings, state)
     batches = iter(job.batches.train(state.position)) if not finished else iter(())
     while not finished:
         with meters.waiting():
-            micro_batches, position = next(batches)
+            micro_batches, position, fault = _fetch(batches, state.position)
 
-        # On the hosts, so that no device is waited for: how many targets the step has, and whether any rank must stop.
+        # On the hosts, so that no device is waited for: how many targets the step has, whether any rank must stop, and
+        # whether one has lost its data. Then all end alike, after a checkpoint of what was trained so far.
         counted = sum(job.objective.count(batch) for batch in micro_batches)
-        targets, stops = sum_on_hosts(ranks, counted, int(stop.asked))
+        targets, stops, faults = sum_on_hosts(ranks, counted, int(stop.asked), int(fault is not None))
+        if faults:
+            if state.step > saved:
+                with meters.paused():
+                    job.save(state, None)
+            raise fault or RunError(f"{faults} of the other ranks cannot read their data any more: see their messages.")
         targets //= ranks.replicas
         factor = job.schedule(state.step, job.total_steps)
         result = engine.train_step(micro_batches, targets, factor)
@@ -166,9 +173,18 @@ def fit(job: Job, state: State, stop: Stop) -> bool:
         if finished or stops or (job.save_every and state.step % job.save_every == 0):
             with meters.paused():
                 job.save(state, held_out)
+            saved = state.step
         if stops:
             return finished
     return True
+
+
+def _fetch(batches: Iterator[tuple[list[Batch], int]], position: int) -> tuple[list[Batch], int, RunError | None]:
+    """The next step's micro-batches and the position after it; or none, and why the data cannot be read any more."""
+    try:
+        return *next(batches), None
+    except RunError as fault:
+        return [], position, fault
 
 
 def _numbers(job: Job, state: State, loss: float, grad_norm: torch.Tensor | float | None, factor: float) -> Numbers:

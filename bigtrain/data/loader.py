@@ -75,7 +75,7 @@ def batches(
         at = position
         while True:
             for step in order(at + ahead):
-                micro_batches = [collate([dataset[int(i)] for i in micro]) for micro in step]
+                micro_batches = [take(dataset, micro) for micro in step]
                 at += global_batch_size
                 yield [pinned(batch) for batch in micro_batches] if pin_memory else micro_batches, at
 
@@ -111,10 +111,12 @@ def eval_batches(
     count = len(dataset) if max_samples is None else min(len(dataset), max_samples)
     for b in range(-(-count // a_round)):
         start = b * a_round + rank * micro_batch_size
-        samples = [dataset[i] for i in range(start, min(start + micro_batch_size, count))]
-        if len(samples) < micro_batch_size:
-            samples += [_without_targets(dataset[0])] * (micro_batch_size - len(samples))
-        batch = collate(samples)
+        stop = min(start + micro_batch_size, count)
+        if stop - start == micro_batch_size:
+            batch = take(dataset, range(start, stop))
+        else:
+            samples = [dataset[i] for i in range(start, stop)]
+            batch = collate([*samples, *[_without_targets(dataset[0])] * (micro_batch_size - len(samples))])
         yield pinned(batch) if pin_memory else batch
 
 
@@ -167,6 +169,14 @@ class Batches:
             except queue.Full:
                 continue
         return False
+
+
+def take(dataset: Dataset, indices: Sequence[int]) -> Batch:
+    """The samples of a batch: at once where the set can (`batch(indices)`: names to arrays), else one by one."""
+    at_once = getattr(dataset, "batch", None)
+    if at_once is not None:
+        return {name: torch.from_numpy(values) for name, values in at_once(indices).items()}
+    return collate([dataset[int(index)] for index in indices])
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:

@@ -8,10 +8,13 @@ import json
 import os
 import sys
 from bisect import bisect_right
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache
+from io import FileIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +55,6 @@ class SplitEntry(TypedDict):
     shards: list[FileEntry]
     index: FileEntry
     places: FileEntry
-    places: NotRequired[FileEntry]
-    """Of each document the number of its source and its offset there (uint64)."""
 
 
 class Manifest(TypedDict):
@@ -210,7 +211,7 @@ class Shards:
     def _pread(self, number: int, tokens: NDArray[Any], at: int) -> None:
         name, size = self.names[number], self.dtype.itemsize
         try:
-            read = os.preadv(self._open(name).fileno(), [tokens.view(np.uint8)], at * size)
+            read = os.preadv(self._open(name).fileno(), [memoryview(tokens.view(np.uint8))], at * size)
         except OSError as error:
             raise RunError(
                 f"{self._folder / name} cannot be read any more: {error.strerror or error}. Bring it back, and go on."
@@ -288,7 +289,8 @@ def verify(folder: Path, changed_only: bool = False) -> None:
     if changed_only:
         known = _found_right(folder)
         times = {file.name: file.stat().st_mtime_ns for file in os.scandir(folder)}
-        files = [entry for entry in files if times[entry["file"]] not in (entry["mtime_ns"], known.get(entry["file"]))]
+        right = {entry["file"]: (entry.get("mtime_ns"), known.get(entry["file"])) for entry in files}
+        files = [entry for entry in files if times[entry["file"]] not in right[entry["file"]]]
     if not files:
         return
     size = sum(entry["bytes"] for entry in files)
@@ -303,9 +305,9 @@ def verify(folder: Path, changed_only: bool = False) -> None:
             f"In {folder} the checksum of {', '.join(wrong)} is wrong. Delete the folder and prepare again."
         )
     if changed_only:
-        right = known | {entry["file"]: times[entry["file"]] for entry in files}
+        known |= {entry["file"]: times[entry["file"]] for entry in files}
         with contextlib.suppress(OSError):  # a folder that may not be written to is checked each time
-            (folder / FOUND_RIGHT).write_text(json.dumps(right), encoding="utf-8")
+            (folder / FOUND_RIGHT).write_text(json.dumps(known), encoding="utf-8")
 
 
 def _found_right(folder: Path) -> dict[str, int]:
@@ -317,7 +319,11 @@ def _found_right(folder: Path) -> dict[str, int]:
 
 def _files(manifest: Manifest) -> list[FileEntry]:
     splits = manifest["splits"].values()
-    return [file for split in splits for file in (*split["shards"], split["index"], split["places"])]
+    return [file for split in splits for file in (*split["shards"], split["index"], *_places(split))]
+
+
+def _places(split: SplitEntry) -> list[FileEntry]:
+    return [split["places"]] if "places" in split else []
 
 
 def _sha256(path: Path) -> str:
