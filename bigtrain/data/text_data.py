@@ -6,11 +6,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bigtrain.data.settings import Domain, Preparation, Stage, check_weights
+from bigtrain.data.sources import Source
 from bigtrain.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class TextData:
         """Of the tokens, by domain; None: by the domains' sizes."""
         self._then: dict[str, Any] | None = None
         self._position = 0
+        self._exclude: str | None = None  # what a run that goes on reads past, in shards that have it
 
     @property
     def preparation(self) -> Preparation:
@@ -83,8 +86,9 @@ class TextData:
         Raises:
             UserError: what was trained on cannot be told from what is given now.
         """
+        notes = self._go_on_without(then)
         if not self.mixed or not isinstance(then, dict):
-            return []  # compared by the fingerprint
+            return notes  # compared by the fingerprint
         gone = [name for name in then["domains"] if name not in self.domains]
         if gone:
             raise UserError(
@@ -92,7 +96,7 @@ class TextData:
                 f"data.domains.{gone[0]}.weight=0.{nearest(gone[0], self.domains)}"
             )
         self._then, self._position = then, position
-        notes = [f"data: domain {name} joins at sample {position:,}" for name in self.domains
+        notes += [f"data: domain {name} joins at sample {position:,}" for name in self.domains
                  if name not in then["domains"]]  # fmt: skip
         if self._settings() != then["settings"]:
             notes.append(f"data: the mixture is another from sample {position:,} on; what was trained on is kept apart")
@@ -323,19 +327,56 @@ class TextData:
 
         return {name: read_manifest(folder) for name, folder in self.folders.items()}
 
+    def _go_on_without(self, then: Any) -> list[str]:
+        """Documents that are excluded since the run began: it keeps the shards it has, and reads past them."""
+        exclude = self.preparation.corpus.exclude
+        if exclude is None:
+            return []
+        from bigtrain.data.corpora import locate, prepared_folder
+
+        domains = then["domains"] if isinstance(then, dict) else {ONE: then}
+        raw = not any(map(prepared_folder, self.preparations.values()))
+        if raw and locate(self.preparations, self.cache) is not None:
+            if all(self._fingerprint(name) == print_ for name, print_ in domains.items() if name in self.preparations):
+                return []  # it began without them
+            del self._manifests
+        self.__dict__.pop("folders", None)
+        self._exclude = exclude
+        self.preparations = {
+            name: replace(of, corpus=replace(of.corpus, exclude=None)) for name, of in self.preparations.items()
+        }
+        return [f"data: from here on without the documents of data.exclude={exclude}; all others keep their place"]
+
+    @cached_property
+    def _without(self) -> dict[str, set[tuple[int, int]]]:
+        """(source, offset) of the documents to be read past, by domain."""
+        from bigtrain.data.exclude import of_domains
+
+        if self._exclude is None:
+            return {}
+        sources = {name: [Source(**entry) for entry in of["sources"]] for name, of in self._manifests.items()}
+        found = of_domains(self._exclude, sources)
+        return {name: {(number, at) for number, of in out.items() for at in of} for name, out in found.items()}
+
     def _set(self, name: str, split: str, *, remainder: bool) -> PackedSet:
+        import numpy as np
+
         from bigtrain.data.sets import open_set
         from bigtrain.data.shards import Shards
 
         manifest = self._manifests[name]
+        shards = Shards(self.folders[name], manifest["token_type"], manifest["splits"][split])
+        places = self._without.get(name, set()) if split == "train" else set()
+        gone = [document for place in sorted(places) if (document := shards.find(*place)) is not None]
         return open_set(
-            Shards(self.folders[name], manifest["token_type"], manifest["splits"][split]),
+            shards,
             sequence_length=self.sequence_length,
             packing=self.packing,
             document_masks=self.document_masks,
             pad_id=manifest["pad_id"],
             remainder=remainder,
             cache=self.cache,
+            without=np.array(gone, np.int64) if gone else None,
         )
 
     def _check_tokenizer(self, name: str) -> None:

@@ -153,3 +153,27 @@ def test_another_text_is_refused_and_so_is_a_domain_that_is_gone(mixture: Mixtur
 def test_weights_that_mean_nothing(mixture: Mixture, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         mixture(**settings)
+
+
+def test_a_run_that_goes_on_reads_past_excluded_documents_and_all_others_keep_their_place(
+    mixture: Mixture, tmp_path: Path
+) -> None:
+    data = mixture()
+    data.prepare()
+    number, offset = data.sets["late"].shards.place(3)
+    file = data._manifests["late"]["sources"][number]["name"]
+    (tmp_path / "out.jsonl").write_text(json.dumps({"file": file, "offset": offset}) + "\n")
+    again = mixture(exclude=str(tmp_path / "out.jsonl"))
+    assert any("from here on without" in note for note in again.resume(data.state(), 64))
+    again.prepare()
+    assert again.state()["domains"] == data.state()["domains"]
+    start, stop = data.sets["late"].shards.bounds(3)
+    lost = 0
+    for name, samples in data.sets.items():
+        assert len(again.sets[name]) == len(samples)
+        for i in range(len(samples)):
+            had = {piece.document for piece in samples.pieces(i)}
+            has = {piece.document for piece in again.sets[name].pieces(i)}
+            assert has == (had - {3} if name == "late" else had)
+            lost += had != has
+    assert lost >= (stop - start) // 64
