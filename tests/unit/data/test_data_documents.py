@@ -100,9 +100,10 @@ def test_the_setting_is_in_the_fingerprint_only_when_it_is_on(tmp_path: Path) ->
     assert on.fingerprint != off.fingerprint
     assert set(off.train[0]) == {"input_ids", "labels"}
     assert set(on.train[0]) == {"input_ids", "labels", "document_ids"}
+    (manifest,) = off._manifests.values()
     content = [
-        [[shard["sha256"] for shard in off._manifest["splits"][split]["shards"]] for split in ("train", "eval")],
-        off._manifest["tokenizer_sha256"],
+        [[shard["sha256"] for shard in manifest["splits"][split]["shards"]] for split in ("train", "eval")],
+        manifest["tokenizer_sha256"],
         8,
         "concat",
     ]
