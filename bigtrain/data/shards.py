@@ -75,67 +75,6 @@ class Manifest(TypedDict):
     sources: list[dict[str, Any]]
 
 
-class ShardWriter:
-    """Writes one split: shards of `shard_tokens` tokens each (the last: what is left), and the documents' ends."""
-
-    def __init__(self, folder: Path, split: str, token_type: str, shard_tokens: int) -> None:
-        self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
-        self.dtype = np.dtype(token_type).newbyteorder("<")
-        self.documents = self.tokens = self.room = 0
-        self.shards: list[_HashedFile] = []
-        self.index = _HashedFile(folder / f"{split}-documents.bin")
-
-    def write(self, ids: NDArray[np.uint32], lengths: NDArray[np.int64]) -> None:
-        """Appends documents of `lengths` tokens, laid end to end in `ids`."""
-        self.index.write((self.tokens + np.cumsum(lengths)).astype("<u8"))
-        self.documents += len(lengths)
-        self.tokens += len(ids)
-        ids = ids.astype(self.dtype)
-        while len(ids):
-            if self.room == 0:
-                self._end_shard()
-                self.shards.append(_HashedFile(self.folder / f"{self.split}-{len(self.shards):05d}.bin"))
-                self.room = self.shard_tokens
-            now, ids = ids[: self.room], ids[self.room :]
-            self.shards[-1].write(now)
-            self.room -= len(now)
-
-    def close(self) -> SplitEntry:
-        """Ends the last files; `write_manifest` makes them durable."""
-        self._end_shard()
-        self.index.close()
-        return SplitEntry(
-            documents=self.documents,
-            tokens=self.tokens,
-            shards=[shard.entry() for shard in self.shards],
-            index=self.index.entry(),
-        )
-
-    def _end_shard(self) -> None:
-        if self.shards:
-            self.shards[-1].close()
-
-
-class _HashedFile:
-    """A file whose checksum is taken while it is written, so that it is not read again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.size, self.hash = path, 0, hashlib.sha256()
-        self.file = path.open("wb")
-
-    def write(self, array: NDArray[Any]) -> None:
-        data = array.tobytes()
-        self.file.write(data)
-        self.hash.update(data)
-        self.size += len(data)
-
-    def close(self) -> None:
-        self.file.close()
-
-    def entry(self) -> FileEntry:
-        return FileEntry(file=self.path.name, bytes=self.size, sha256=self.hash.hexdigest())
-
-
 class Shards:
     """The tokens and documents of one split. Nothing is read ahead or kept: memory does not grow with the set.
 
@@ -211,7 +150,7 @@ class Shards:
     def _pread(self, number: int, tokens: NDArray[Any], at: int) -> None:
         name, size = self.names[number], self.dtype.itemsize
         try:
-            read = os.preadv(self._open(name).fileno(), [memoryview(tokens.view(np.uint8))], at * size)
+            read = os.preadv(self._open(name).fileno(), [tokens.view(np.uint8).data], at * size)
         except OSError as error:
             raise RunError(
                 f"{self._folder / name} cannot be read any more: {error.strerror or error}. Bring it back, and go on."
@@ -289,7 +228,7 @@ def verify(folder: Path, changed_only: bool = False) -> None:
     if changed_only:
         known = _found_right(folder)
         times = {file.name: file.stat().st_mtime_ns for file in os.scandir(folder)}
-        right = {entry["file"]: (entry.get("mtime_ns"), known.get(entry["file"])) for entry in files}
+        right = {entry["file"]: (entry["mtime_ns"], known.get(entry["file"])) for entry in files}
         files = [entry for entry in files if times[entry["file"]] not in right[entry["file"]]]
     if not files:
         return
@@ -319,11 +258,7 @@ def _found_right(folder: Path) -> dict[str, int]:
 
 def _files(manifest: Manifest) -> list[FileEntry]:
     splits = manifest["splits"].values()
-    return [file for split in splits for file in (*split["shards"], split["index"], *_places(split))]
-
-
-def _places(split: SplitEntry) -> list[FileEntry]:
-    return [split["places"]] if "places" in split else []
+    return [file for split in splits for file in (*split["shards"], split["index"], split["places"])]
 
 
 def _sha256(path: Path) -> str:

@@ -121,6 +121,8 @@ class TextData:
             UserError: the input is wrong, or the cache cannot be written; then nothing is left behind.
         """
         ready = all((folder / "manifest.json").is_file() for folder in self.folders.values())
+        from bigtrain.data.shards import verify
+
         if not ready:
             from bigtrain.data.prepare import prepare
 
@@ -130,6 +132,7 @@ class TextData:
         for name, folder in self.folders.items():
             if ready:
                 print(f"data: prepared already, in {folder}", file=sys.stderr)
+                verify(folder, changed_only=True)
             self._check_tokenizer(name)
         if len({manifest["tokenizer_sha256"] for manifest in self._manifests.values()}) > 1:
             raise UserError("The prepared domains have different tokenizers: prepare them anew with one.")

@@ -13,20 +13,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigtrain.data.sets import PackedSet, open_set
-from bigtrain.data.shards import Shards, ShardWriter
+from bigtrain.data.shards import Shards
+from bigtrain.data.writing import SPLITS, SplitWriter, Work, join
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=30)
 
 
 def shards(folder: Path, lengths: list[int], shard_tokens: int, token_type: str = "uint16") -> Shards:
     """Documents of these lengths; the tokens are 1, 2, 3, …"""
-    writer = ShardWriter(folder, "train", token_type, shard_tokens)
+    work = Work(folder / "set")
+    work.begin()
     ids = np.arange(1, sum(lengths) + 1, dtype=np.uint32)
     half = len(lengths) // 2  # in two calls, as batches come
     cut = sum(lengths[:half])
-    writer.write(ids[:cut], np.array(lengths[:half], dtype=np.int64))
-    writer.write(ids[cut:], np.array(lengths[half:], dtype=np.int64))
-    return Shards(folder, token_type, writer.close())
+    places = np.stack([np.zeros(len(lengths)), np.cumsum([0, *lengths[:-1]])], axis=1).astype(np.uint64)
+    with work.unit(0) as (unit, marker):
+        writers = {split: SplitWriter(unit, split, 0, token_type, shard_tokens) for split in SPLITS}
+        writers["train"].write(ids[:cut], np.array(lengths[:half], dtype=np.int64), places[:half])
+        writers["train"].write(ids[cut:], np.array(lengths[half:], dtype=np.int64), places[half:])
+        marker["splits"] = {split: writer.close() for split, writer in writers.items()}
+    entry: Any = join(work, [marker])["train"]
+    work.finish()
+    return Shards(folder / "set", token_type, entry)
 
 
 def packed(t: Shards, length: int, packing: str, cache: Path, pad_id: int = 0, **settings: Any) -> PackedSet:
@@ -43,7 +51,7 @@ def test_concat_reads_the_stream_wherever_shards_end(
     folder = tmp_path_factory.mktemp("shards")
     t = shards(folder, lengths, shard_tokens, "uint32" if wide else "uint16")
     stream = np.arange(1, sum(lengths) + 1)
-    assert len(list(folder.glob("train-0*.bin"))) == -(-len(stream) // shard_tokens)
+    assert len(list((folder / "set").glob("train-0*.bin"))) == -(-len(stream) // shard_tokens)
     train = packed(t, length, "concat", folder)
     assert len(train) == (len(stream) - 1) // length
     for k, sample in enumerate(train):  # ends by IndexError, as a sequence does
@@ -89,7 +97,7 @@ def test_more_shards_than_open_files(tmp_path: Path) -> None:
     assert sum(int(sample["input_ids"].sum()) for sample in train) == sum(range(1, len(train) * 4 + 1))
     opened = [str(number.resolve()) for number in Path("/proc/self/fd").iterdir()]
     mapped = Path("/proc/self/maps").read_text().splitlines()
-    held = sum(f"{tmp_path}/train-0" in line for line in [*opened, *mapped])
+    held = sum(f"{tmp_path}/set/train-0" in line for line in [*opened, *mapped])
     assert 0 < held <= 256 + 2  # what is kept, and what the last sample was cut from
 
 
