@@ -70,6 +70,10 @@ def prepare(
                 with _alone(domain.folder, part):
                     if not domain.done:
                         _shards(domain, workers, part)
+    except UserError:  # wrong input; once mended it has another name, and nobody would come back for this
+        for artifact in (path for domain in planned for path in (domain.cleaned, domain.folder) if path):
+            shutil.rmtree(Work(artifact).folder, ignore_errors=True)
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
