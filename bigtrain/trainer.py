@@ -128,7 +128,8 @@ def fit(job: Job, state: State, stop: Stop) -> bool:
     """Train from `state` to the end; `state` moves along. False where it was stopped on request.
 
     Raises:
-        RunError: the loss is not a number any more.
+        RunError: the loss is not a number any more, or the data cannot be read any more, here or on another rank.
+        Exception: what a data set of the user's own raised.
     """
     settings, engine, ranks, meters = job.settings, job.engine, job.ranks, job.meters
     if state.step == 0:
@@ -148,7 +149,7 @@ def fit(job: Job, state: State, stop: Stop) -> bool:
             if state.step > saved:
                 with meters.paused():
                     job.save(state, None)
-            raise fault or RunError(f"{faults} of the other ranks cannot read their data any more: see their messages.")
+            raise fault or RunError("another rank cannot read its data any more: see its message.")
         targets //= ranks.replicas
         factor = job.schedule(state.step, job.total_steps)
         result = engine.train_step(micro_batches, targets, factor)
@@ -179,12 +180,16 @@ def fit(job: Job, state: State, stop: Stop) -> bool:
     return True
 
 
-def _fetch(batches: Iterator[tuple[list[Batch], int]], position: int) -> tuple[list[Batch], int, RunError | None]:
+def _fetch(batches: Iterator[tuple[list[Batch], int]], position: int) -> tuple[list[Batch], int, Exception | None]:
     """The next step's micro-batches and the position after it; or none, and why the data cannot be read any more."""
     try:
         return *next(batches), None
-    except RunError as fault:
+    except OSError as error:
+        fault = RunError(f"the data cannot be read any more: {error}")
+        fault.__cause__ = error
         return [], position, fault
+    except Exception as error:  # the others wait for this rank: whatever it is, they must hear of it
+        return [], position, error
 
 
 def _numbers(job: Job, state: State, loss: float, grad_norm: torch.Tensor | float | None, factor: float) -> Numbers:

@@ -127,5 +127,7 @@ def text(
         packing=packing,
         document_masks=document_masks,
         cache=cache,
+        cache_gb=cache_gb,
+        shuffle_shards=shuffle_shards,
         workers=workers,
     )

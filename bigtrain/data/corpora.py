@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.data.settings import FORMAT, VERSION, Preparation, files_hash
-from bigtrain.data.sources import Source, find_sources
+from bigtrain.data.sources import Source, find_sources, is_remote, kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def plan(preparations: Mapping[str, Preparation], cache: Path) -> list[Planned]:
     Raises:
         UserError: a path names nothing, or nothing that can be read.
     """
-    given = {name: prepared_folder(preparation) for name, preparation in preparations.items()}
+    given = {name: prepared_folder(preparation, cache) for name, preparation in preparations.items()}
     sources = {
         name: () if given[name] else tuple(find_sources(p.corpus.path, p.corpus.reading.split))
         for name, p in preparations.items()
@@ -74,9 +74,15 @@ def plan(preparations: Mapping[str, Preparation], cache: Path) -> list[Planned]:
     return planned
 
 
-def prepared_folder(preparation: Preparation) -> Path | None:
-    """`data.path`, where that is a folder which bigtrain prepared."""
+def prepared_folder(preparation: Preparation, cache: Path) -> Path | None:
+    """`data.path`, where that is a folder which bigtrain prepared; of one in an object store, its mirror in `cache`."""
     paths = preparation.corpus.path
+    if len(paths) == 1 and is_remote(paths[0]):
+        if kind_of(paths[0]) or re.search(r"[*?\[]", paths[0]):
+            return None
+        from bigtrain.data.streaming import mirror
+
+        return mirror(paths[0], cache)
     path = Path(paths[0]).expanduser() if len(paths) == 1 else None
     manifest = path / "manifest.json" if path else None
     return path if manifest and manifest.is_file() and FORMAT in manifest.read_text(errors="replace") else None

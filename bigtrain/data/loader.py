@@ -65,8 +65,9 @@ def batches(
         raise UserError("The training set has no sample.")
     if global_batch_size < 1 or global_batch_size % (micro_batch_size * world_size) or not 0 <= rank < world_size:
         raise ValueError(f"{global_batch_size=} over {micro_batch_size=} and {rank=} of {world_size=}")
-    own = getattr(dataset, "order", None)  # a mixture's
+    own = getattr(dataset, "order", None)  # a set that is no plain one
     order = own(seed) if own is not None else Order(len(dataset), seed)
+    soon = getattr(dataset, "prefetch", None)  # shards that come from afar
     mine = np.arange(global_batch_size, dtype=np.int64).reshape(-1, world_size, micro_batch_size)[:, rank]
     # The order of many steps at once: a call costs a third of a millisecond however few its positions are.
     ahead = mine + global_batch_size * np.arange(max(1, 1024 // mine.size), dtype=np.int64)[:, None, None]
@@ -74,6 +75,8 @@ def batches(
     def steps() -> Iterator[tuple[list[Batch], int]]:
         at = position
         while True:
+            if soon is not None:
+                soon(order, at)
             for step in order(at + ahead):
                 micro_batches = [take(dataset, micro) for micro in step]
                 at += global_batch_size

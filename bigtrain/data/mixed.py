@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigtrain.data.mixing import Integers, Mix, Mixing, Part
-from bigtrain.data.order import Order
 from bigtrain.data.sets import PackedSet, Sample
 
 
@@ -22,10 +21,10 @@ class MixedOrder:
     its samples before it takes one again.
     """
 
-    def __init__(self, mix: Mix, sizes: Mapping[str, int], seed: int) -> None:
+    def __init__(self, mix: Mix, sets: Mapping[str, PackedSet], seed: int) -> None:
         self.mix = mix
-        self._orders = [Order(size, _seed(seed, name)) for name, size in sizes.items()]
-        self._starts = np.cumsum([0, *sizes.values()], dtype=np.int64)
+        self.orders = [samples.order(_seed(seed, name)) for name, samples in sets.items()]
+        self._starts = np.cumsum([0, *map(len, sets.values())], dtype=np.int64)
 
     @overload
     def __call__(self, position: int) -> int: ...
@@ -37,7 +36,7 @@ class MixedOrder:
         index = np.empty_like(draws)
         for domain in np.unique(domains).tolist():
             here = domains == domain
-            index[here] = self._starts[domain] + self._orders[domain](draws[here])
+            index[here] = self._starts[domain] + self.orders[domain](draws[here])
         return index if isinstance(position, np.ndarray) else int(index)
 
 
@@ -77,7 +76,12 @@ class MixedSet:
 
     def order(self, seed: int) -> MixedOrder:
         """The order of training under this seed."""
-        return MixedOrder(self.mix, {name: len(samples) for name, samples in self.sets.items()}, seed)
+        return MixedOrder(self.mix, self.sets, seed)
+
+    def prefetch(self, order: MixedOrder, position: int) -> None:
+        """See `PackedSet`."""
+        for samples, of, draw in zip(self.sets.values(), order.orders, self.mix.counts(position), strict=True):
+            samples.prefetch(of, draw)
 
     @property
     def end(self) -> int | None:

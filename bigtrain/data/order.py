@@ -71,6 +71,63 @@ class Order:
         return index if isinstance(position, np.ndarray) else int(index)
 
 
+class WindowedOrder:
+    """As `Order`, but neighbouring positions have neighbouring samples: at any time a few shards hold all that is read.
+
+    The samples are cut into blocks, which are permuted in each epoch; a shorter block at the end stays the last. Of
+    each `window` blocks that so come together the samples are permuted among each other.
+    """
+
+    def __init__(self, n: int, seed: int, block: int, window: int) -> None:
+        if block < 1 or window < 1:
+            raise ValueError(f"a windowed order needs {block=} and {window=} of 1 at least")
+        self.n, self.seed, self.block, self.window = n, seed, block, window
+        self._whole = n // block  # blocks but for the shorter one
+        self.windows = -(-n // (block * window))
+        """Of an epoch."""
+
+    @overload
+    def __call__(self, position: int) -> int: ...
+    @overload
+    def __call__(self, position: Integers) -> Integers: ...
+    def __call__(self, position: int | Integers) -> int | Integers:
+        """Indices in [0, n) of the samples at `position`, in its shape."""
+        epochs, within = np.divmod(np.asarray(position, dtype=np.int64), self.n)
+        size = self.block * self.window
+        windows, index = epochs * self.windows + within // size, np.empty_like(within)
+        for number in np.unique(windows).tolist():
+            here = windows == number
+            epoch, window = divmod(number, self.windows)
+            first = window * size
+            samples = Permutation(min(size, self.n - first), _derived(self.seed, f"window {epoch}"), window)
+            slots, offsets = np.divmod(first + samples(within[here] - first), self.block)
+            index[here] = self._blocks(slots, epoch) * self.block + offsets
+        return index if isinstance(position, np.ndarray) else int(index)
+
+    def window_of(self, position: int) -> int:
+        """The number of the window that a position lies in, over all epochs."""
+        epoch, within = divmod(position, self.n)
+        return epoch * self.windows + within // (self.block * self.window)
+
+    def ranges(self, number: int) -> list[tuple[int, int]]:
+        """The blocks of a window (numbered over all epochs): the samples [start, stop) of each."""
+        epoch, window = divmod(number, self.windows)
+        slots = np.arange(window * self.window, min((window + 1) * self.window, -(-self.n // self.block)))
+        starts = (self._blocks(slots, epoch) * self.block).tolist()
+        return [(start, min(start + self.block, self.n)) for start in starts]
+
+    def _blocks(self, slots: Integers, epoch: int) -> Integers:
+        blocks = slots.copy()
+        whole = slots < self._whole
+        if whole.any():
+            blocks[whole] = Permutation(self._whole, _derived(self.seed, "blocks"), epoch)(slots[whole])
+        return blocks
+
+
+def _derived(seed: int, purpose: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=8).digest(), "big")
+
+
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): every input bit moves every output bit."""
     x = np.multiply(x ^ (x >> np.uint64(30)), np.uint64(0xBF58476D1CE4E5B9))

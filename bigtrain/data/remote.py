@@ -10,7 +10,7 @@ import io
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -81,24 +81,36 @@ def retried(action: Callable[[], T], what: str) -> T:
         UserError: as `action` does, or where the store refuses the key: that is not tried again.
         RunError: every try failed.
     """
-    for wait in (*WAITS_S, None):
+    try:
+        return tried(action, what, WAITS_S, lambda error: isinstance(error, UserError | RunError) or _is_refusal(error))
+    except (UserError, RunError):
+        raise
+    except Exception as error:  # each store's client has its own
+        if _is_refusal(error):
+            raise UserError(
+                f"{what}: the store refuses the key, or was given none ({_reason(error)}). {_KEY}"
+            ) from error
+        raise RunError(
+            f"{what} cannot be read ({_reason(error)}), tried {len(WAITS_S) + 1} times in "
+            f"{sum(WAITS_S):.0f} seconds and more. Nothing that was finished is lost: the same command goes on."
+        ) from error
+
+
+def tried(action: Callable[[], T], what: str, waits: Sequence[float], lasts: Callable[[Exception], bool]) -> T:
+    """`action()`, tried again after each of `waits` (seconds) while it fails, which is said on stderr.
+
+    Raises:
+        Exception: the last one of `action`, or one that `lasts`, whatever is waited for.
+    """
+    for wait in waits:
         try:
             return action()
-        except (UserError, RunError):
-            raise
-        except Exception as error:  # each store's client has its own
-            if _is_refusal(error):
-                raise UserError(
-                    f"{what}: the store refuses the key, or was given none ({_reason(error)}). {_KEY}"
-                ) from error
-            if wait is None:
-                raise RunError(
-                    f"{what} cannot be read ({_reason(error)}), tried {len(WAITS_S) + 1} times in "
-                    f"{sum(WAITS_S):.0f} seconds and more. Nothing that was finished is lost: the same command goes on."
-                ) from error
+        except Exception as error:
+            if lasts(error):
+                raise
             print(f"data: {what}: {_reason(error)}; trying again in {wait:g} s", file=sys.stderr, flush=True)
             time.sleep(wait)
-    raise AssertionError
+    return action()
 
 
 class _RemoteFile(io.RawIOBase):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -10,6 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bigtrain.data.order import Order, WindowedOrder
 from bigtrain.data.packing import Concat, Layout, Range, Single, best_fit
 from bigtrain.data.shards import Shards
 
@@ -37,6 +39,8 @@ def open_set(
     remainder: bool,
     cache: Path,
     without: NDArray[np.int64] | None = None,
+    shuffle_shards: int | None = None,
+    fetch: Callable[[Sequence[str]], None] | None = None,
 ) -> PackedSet:
     """The samples of a split.
 
@@ -51,6 +55,8 @@ def open_set(
         cache: a folder for the index of best_fit, which is made once.
         without: documents (numbers in the split) whose tokens are taken out of their samples. These are shorter then;
             every other token stays in its sample, in order.
+        shuffle_shards: the order of training mixes samples within groups of so many shards; None: over the whole set.
+        fetch: is told the shards that will be read next, those needed first in front.
 
     Raises:
         UserError: the index cannot be written.
@@ -69,6 +75,8 @@ def open_set(
         pad_id=pad_id,
         document_masks=document_masks,
         without=without,
+        shuffle_shards=shuffle_shards,
+        fetch=fetch,
     )
 
 
@@ -90,9 +98,12 @@ class PackedSet:
         pad_id: int,
         document_masks: bool,
         without: NDArray[np.int64] | None = None,
+        shuffle_shards: int | None = None,
+        fetch: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
         self.shards, self.layout, self.sequence_length, self.pad_id = shards, layout, sequence_length, pad_id
-        self.document_masks = document_masks
+        self.document_masks, self.shuffle_shards = document_masks, shuffle_shards
+        self._fetch, self._fetched = fetch, -1  # the window whose shards, and the next one's, were asked for
         self._mixed = isinstance(layout, Concat)  # a range holds several documents
         self._apart = document_masks or not self._mixed
         bounds = np.array(
@@ -138,6 +149,29 @@ class PackedSet:
             begins[:, 0] = False
             batch["document_ids"] = begins[:, :-1].cumsum(axis=1, dtype=np.int64)
         return batch
+
+    def order(self, seed: int) -> Order | WindowedOrder:
+        """The order of training under this seed."""
+        if self.shuffle_shards is None:
+            return Order(len(self), seed)
+        block = -(-len(self) // max(1, len(self.shards.names)))  # a shard's worth
+        return WindowedOrder(len(self), seed, max(1, block), self.shuffle_shards)
+
+    def prefetch(self, order: Order | WindowedOrder, position: int) -> None:
+        """Reading in this order is at `position`: shards of this window and the next are fetched in the background."""
+        if self._fetch is None or not isinstance(order, WindowedOrder):
+            return
+        window = order.window_of(position)
+        if window != self._fetched:
+            self._fetched = window
+            ranges = [*order.ranges(window), *order.ranges(window + 1)]
+            self._fetch(list(dict.fromkeys(name for start, stop in ranges for name in self._shards_of(start, stop))))
+
+    def _shards_of(self, start: int, stop: int) -> list[str]:
+        """The shards that hold the samples [start, stop), or most of them where packing moves documents about."""
+        last = self.layout[stop - 1][-1][1] - 1
+        first, last = (bisect_right(self.shards.starts, token) - 1 for token in (self.layout[start][0][0], last))
+        return self.shards.names[first : last + 1]
 
     def pieces(self, index: int) -> list[Piece]:
         """The tokens of a sample, in order: read one after the other, they are its inputs and its last label."""

@@ -19,6 +19,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from bigtrain.data.remote import tried
 from bigtrain.data.settings import FORMAT, VERSION
 from bigtrain.errors import RunError, UserError
 
@@ -26,8 +27,14 @@ TRAIN, EVAL = "train", "eval"
 OPEN_FILES = 256
 """Shards kept open at once: each costs a file descriptor."""
 
+WAITS_S = (1.0, 2.0, 4.0, 8.0)
+"""Between one try to read a shard and the next: a file server that starts anew is back by then."""
+
 SOME_BYTES = 1 << 30
 """From here on a check of checksums is announced."""
+
+ORIGIN = "origin"
+"""In a folder without shards: the URL that they are fetched from when they are read."""
 
 FOUND_RIGHT = "verified.json"
 """Of each file that was found right after it was touched: the time of that touch."""
@@ -83,7 +90,7 @@ class Shards:
     """
 
     def __init__(self, folder: Path, token_type: str, entry: SplitEntry, opened: Open | None = None) -> None:
-        """`opened` gives an unbuffered file by its name; by default that of `folder`."""
+        """`opened` gives an unbuffered file by its name, for each read; by default that of `folder`, kept open."""
         self.documents, self.tokens = entry["documents"], entry["tokens"]
         self.index_sha256 = entry["index"]["sha256"]
         """Names where the documents end."""
@@ -92,7 +99,8 @@ class Shards:
         self.starts = [0, *accumulate(shard["bytes"] // self.dtype.itemsize for shard in entry["shards"])]
         """First token of each shard, and the end of the last."""
         # What is dropped from the cache is closed once nobody reads from it any more.
-        self._open = lru_cache(OPEN_FILES)(opened or (lambda name: (folder / name).open("rb", buffering=0)))
+        self._kept = lru_cache(OPEN_FILES)(lambda name: (folder / name).open("rb", buffering=0))
+        self._open = opened or self._kept
         self._folder, self._entry = folder, entry
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
@@ -149,8 +157,17 @@ class Shards:
 
     def _pread(self, number: int, tokens: NDArray[Any], at: int) -> None:
         name, size = self.names[number], self.dtype.itemsize
+
+        def some() -> int:
+            try:
+                file = self._open(name)  # held: else it might be closed before it is read
+                return os.preadv(file.fileno(), [tokens.view(np.uint8).data], at * size)
+            except OSError:
+                self._kept.cache_clear()  # a stale handle stays stale
+                raise
+
         try:
-            read = os.preadv(self._open(name).fileno(), [tokens.view(np.uint8).data], at * size)
+            read = tried(some, str(self._folder / name), WAITS_S, lambda error: not isinstance(error, OSError))
         except OSError as error:
             raise RunError(
                 f"{self._folder / name} cannot be read any more: {error.strerror or error}. Bring it back, and go on."
@@ -204,7 +221,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{FORMAT} version {VERSION}. {mend}"
         )
     sizes = {file.name: file.stat().st_size for file in os.scandir(folder)}  # one pass: there may be thousands
-    for entry in _files(manifest):
+    for entry in _files(manifest, folder):
         size = sizes.get(entry["file"])
         if size != entry["bytes"]:
             fault = "is missing" if size is None else f"has {size:,} bytes and not {entry['bytes']:,}"
@@ -224,7 +241,7 @@ def verify(folder: Path, changed_only: bool = False) -> None:
     Raises:
         UserError: naming the files that differ.
     """
-    files = _files(read_manifest(folder))
+    files = _files(read_manifest(folder), folder)
     if changed_only:
         known = _found_right(folder)
         times = {file.name: file.stat().st_mtime_ns for file in os.scandir(folder)}
@@ -256,9 +273,11 @@ def _found_right(folder: Path) -> dict[str, int]:
         return {}
 
 
-def _files(manifest: Manifest) -> list[FileEntry]:
-    splits = manifest["splits"].values()
-    return [file for split in splits for file in (*split["shards"], split["index"], split["places"])]
+def _files(manifest: Manifest, folder: Path) -> list[FileEntry]:
+    """What has to lie in the folder."""
+    splits, streamed = manifest["splits"].values(), (folder / ORIGIN).is_file()
+    shards = [shard for split in splits for shard in split["shards"] if not streamed]
+    return [*shards, *(file for split in splits for file in (split["index"], split["places"]))]
 
 
 def _sha256(path: Path) -> str:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 ONE = "data"
 """The name of the only domain, where `data.path` is given."""
 
+REMOTE_WINDOW = 16
+"""Shards among which samples of an object store are mixed, where `data.shuffle_shards` does not say."""
+
 
 class TextData:
     """Text as sequences of tokens. Call `prepare` in one process first; then `train` and `eval` open in any.
@@ -42,6 +45,8 @@ class TextData:
         packing: Literal["concat", "best_fit", "none"],
         document_masks: bool = False,
         cache: str,
+        cache_gb: float,
+        shuffle_shards: int | None,
         workers: int | None,
     ) -> None:
         if sequence_length < 1:
@@ -57,6 +62,9 @@ class TextData:
             raise UserError(f"data.workers={workers}: at least 1 process.")
         if when_dry not in ("repeat", "stop", "rebalance"):
             raise UserError(f"data.when_dry={when_dry}: there are: repeat, stop, rebalance.")
+        if shuffle_shards is not None and shuffle_shards < 1:
+            raise UserError(f"data.shuffle_shards={shuffle_shards}: at least 1 shard.")
+        self._cache_bytes, self._shuffle_shards = int(cache_gb * 1e9), shuffle_shards
         self.preparations, self.domains = dict(preparations), dict(domains or {})
         self.stages, self.when_dry = sorted(stages or [], key=lambda stage: stage.from_tokens), when_dry
         self.sequence_length, self.packing, self.document_masks = sequence_length, packing, document_masks
@@ -235,9 +243,11 @@ class TextData:
     def verify(self) -> None:
         """Compares every byte with the checksums of the manifest; `UserError` names what differs."""
         from bigtrain.data.shards import verify
+        from bigtrain.data.streaming import verify_shards
 
         for folder in self.folders.values():
             verify(folder)
+            verify_shards(folder)
 
     @cached_property
     def _mixing(self) -> Mixing:
@@ -321,6 +331,7 @@ class TextData:
                 self.sequence_length,
                 self.packing,
                 *(["document_masks"] if self.document_masks else []),
+                *([["shuffle_shards", window]] if (window := self._window(name)) else []),
             ]
         )
 
@@ -338,7 +349,7 @@ class TextData:
         from bigtrain.data.corpora import locate, prepared_folder
 
         domains = then["domains"] if isinstance(then, dict) else {ONE: then}
-        raw = not any(map(prepared_folder, self.preparations.values()))
+        raw = not any(prepared_folder(of, self.cache) for of in self.preparations.values())
         if raw and locate(self.preparations, self.cache) is not None:
             if all(self._fingerprint(name) == print_ for name, print_ in domains.items() if name in self.preparations):
                 return []  # it began without them
@@ -366,9 +377,13 @@ class TextData:
 
         from bigtrain.data.sets import open_set
         from bigtrain.data.shards import Shards
+        from bigtrain.data.streaming import shard_cache
 
         manifest = self._manifests[name]
-        shards = Shards(self.folders[name], manifest["token_type"], manifest["splits"][split])
+        far = shard_cache(self.folders[name], self.cache, self._cache_bytes)
+        shards = Shards(
+            self.folders[name], manifest["token_type"], manifest["splits"][split], far.open if far else None
+        )
         places = self._without.get(name, set()) if split == "train" else set()
         gone = [document for place in sorted(places) if (document := shards.find(*place)) is not None]
         return open_set(
@@ -380,14 +395,22 @@ class TextData:
             remainder=remainder,
             cache=self.cache,
             without=np.array(gone, np.int64) if gone else None,
+            shuffle_shards=self._window(name),
+            fetch=far.prefetch if far else None,
         )
+
+    def _window(self, name: str) -> int | None:
+        """Shards within which samples are mixed."""
+        from bigtrain.data.streaming import origin
+
+        return REMOTE_WINDOW if self._shuffle_shards is None and origin(self.folders[name]) else self._shuffle_shards
 
     def _check_tokenizer(self, name: str) -> None:
         """Where shards and tokenizer were both given, they must belong together."""
         preparation = self.preparations[name]
         from bigtrain.data.corpora import prepared_folder
 
-        if prepared_folder(preparation) is not None and preparation.tokenizer is not None:
+        if prepared_folder(preparation, self.cache) is not None and preparation.tokenizer is not None:
             from bigtrain.data.prepare import check_tokenizer
 
             check_tokenizer(preparation.tokenizer, self.folders[name])

@@ -14,7 +14,6 @@ from bigtrain.checkpoint.find import listed, step_of
 from bigtrain.config.components import build
 from bigtrain.config.schema import RunConfig
 from bigtrain.data.mixed import MixedSet
-from bigtrain.data.order import Order
 from bigtrain.data.sets import PackedSet
 from bigtrain.data.shards import read_manifest
 from bigtrain.data.text_data import TextData
@@ -105,7 +104,7 @@ class OpenedRun:
         self.data_samples = len(train)
         """Of all domains together."""
         self._mixed = train if isinstance(train, MixedSet) else None
-        self._order = self._mixed.order(self.config.seed) if self._mixed else Order(len(train), self.config.seed)
+        self._order = train.order(self.config.seed)
         self._files = {
             name: [source["name"] for source in read_manifest(folder)["sources"]]
             for name, folder in self.data.folders.items()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bigtrain.data.settings import FORMAT
 from bigtrain.data.shards import read_manifest, verify
+from bigtrain.data.streaming import verify_shards
 from bigtrain.errors import EXIT_DONE, EXIT_FAILED, UserError
 from bigtrain.ledger.opened import run_data
 from bigtrain.ledger.writing import tell
@@ -49,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
     for folder in [folder for word in argv for folder in _folders(word)]:
         try:
             verify(folder)
+            verify_shards(folder)
         except UserError as error:
             tell(f"damaged  {folder}: {error}")
             worst = EXIT_FAILED

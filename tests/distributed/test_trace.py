@@ -51,7 +51,7 @@ def document(file: str, offset: int) -> str:
         import pyarrow.parquet
 
         return str(pyarrow.parquet.read_table(file)["text"][offset])
-    raw = gzip.open(file).read() if file.endswith(".gz") else Path(file).read_bytes()
+    raw = gzip.decompress(Path(file).read_bytes()) if file.endswith(".gz") else Path(file).read_bytes()
     if file.endswith(".jsonl"):
         return str(json.loads(raw[offset:].split(b"\n")[0])["text"])
     rest = raw[offset:].decode()

@@ -33,6 +33,7 @@ def serve() -> Iterator[tuple[str, Any]]:
             patch.setenv(name, value)
         import s3fs
 
+        urlopen(Request(f"{address}/moto-api/reset", method="POST")).close()  # all servers of a process have one memory
         s3fs.S3FileSystem.clear_instance_cache()
         store = s3fs.S3FileSystem()
         store.mkdir("whales")
