@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ class Tokenizers:
 
     def __init__(self, folder: Path) -> None:
         self.encoder = Encoder(folder)
+        self.encoder.tokenizer.post_processor = None  # it only frames the ids
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
         encoded = [e.ids for e in self.encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -55,10 +56,9 @@ class Gigatoken:
         import awkward
         import gigatoken
 
-        whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        whole.update(post_processor=None, truncation=None, padding=None)  # they only frame or cut the ids
-        self.tokenizer: Any = gigatoken.Tokenizer.from_json(json.dumps(whole))
-        self.awkward, self.eos_id = awkward, Encoder(folder).eos_id
+        reference = opened(folder, REFERENCE).encoder
+        self.tokenizer: Any = gigatoken.Tokenizer.from_json(reference.tokenizer.to_str())
+        self.awkward, self.eos_id = awkward, reference.eos_id
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
         rows = self.tokenizer.encode_batch(list(texts), parallel=False)
@@ -70,27 +70,62 @@ CANDIDATES: dict[str, type[Gigatoken] | type[Tokenizers]] = {"gigatoken": Gigato
 """By name, the fastest first."""
 
 
+@lru_cache(4)
+def opened(folder: Path, library: str) -> Any:
+    """A saved tokenizer in a library, loaded once a process: that takes as long as some megabytes of text."""
+    return CANDIDATES[library](folder)
+
+
 def choose(folder: Path) -> tuple[str, str]:
     """(the library to tokenise with, why none that is faster) for a saved tokenizer."""
-    reference = Tokenizers(folder)
+    reference = opened(folder, REFERENCE)
     probe = [*PROBE, *_spelled(reference.encoder.tokenizer)]
     expected = reference(probe)
-    why = []
-    for name, make in CANDIDATES.items():
+    why: list[str] = []
+    for name in CANDIDATES:
         if name == REFERENCE:
             break
         try:
-            if same(make(folder)(probe), expected):
+            if same(opened(folder, name)(probe), expected):
                 return name, "; ".join(why)
             why.append(f"{name} gives other ids")
         except ImportError:
             why.append(f"{name} is not installed: pip install 'bigtrain[data]'")
+        except (KeyboardInterrupt, SystemExit):
+            raise
         except BaseException as error:  # whatever a library makes of a tokenizer that it does not know, panics too
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
             said = (str(error).splitlines() or [type(error).__name__])[0]
             why.append(f"{name} does not take this tokenizer ({said[:100]})")
     return REFERENCE, "; ".join(why)
+
+
+class Checked:
+    """A library at work on one unit: the reference takes over where ids of the unit's beginning differ, or it fails."""
+
+    def __init__(self, folder: Path, library: str) -> None:
+        self.folder, self.library, self.left = folder, library, CHECKED_CHARACTERS
+
+    def __call__(self, texts: Sequence[str]) -> Encoded:
+        """The ids of the reference. `library` is then what gave them."""
+        if self.library != REFERENCE:
+            try:
+                if self._right(texts):
+                    return opened(self.folder, self.library)(texts)  # type: ignore[no-any-return]
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:  # a panic too; the reference does it, or says what is wrong
+                pass
+            self.library = REFERENCE
+        return opened(self.folder, REFERENCE)(texts)  # type: ignore[no-any-return]
+
+    def _right(self, texts: Sequence[str]) -> bool:
+        some: list[str] = []
+        for text in texts:
+            if self.left <= 0:
+                break
+            some.append(text[: self.left])
+            self.left -= len(some[-1])
+        return not some or same(opened(self.folder, self.library)(some), opened(self.folder, REFERENCE)(some))
 
 
 def same(one: Encoded, other: Encoded) -> bool:

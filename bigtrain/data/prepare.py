@@ -24,7 +24,7 @@ from bigtrain.data import workers as workers_
 from bigtrain.data.clean.funnel import FILE_NAME as FUNNEL
 from bigtrain.data.corpora import Planned, locate, plan
 from bigtrain.data.documents import Document
-from bigtrain.data.encode import REFERENCE, choose
+from bigtrain.data.encode import REFERENCE, choose, opened
 from bigtrain.data.settings import FORMAT, VERSION, Preparation
 from bigtrain.data.shards import EVAL, TRAIN, Manifest, write_manifest
 from bigtrain.data.tokenising import Tokenise, crossing, place_of
@@ -183,7 +183,7 @@ def _documents(domain: Planned) -> Iterator[Document]:
 
 def _shards(domain: Planned, workers: int | None, part: Part | None) -> None:
     settings, work = domain.preparation, Work(domain.folder)
-    encoder = tokenizers_.Encoder(domain.tokenizer)
+    encoder = opened(domain.tokenizer, REFERENCE).encoder
     token_type = _token_type(settings.token_type, encoder.vocab_size)
     units = _begin(domain, work, part)
     library, why = choose(domain.tokenizer)
@@ -217,7 +217,10 @@ def _shards(domain: Planned, workers: int | None, part: Part | None) -> None:
         shutil.copy(domain.cleaned / FUNNEL, work.data / FUNNEL)
     other = sum(marker["library"] != library for marker in markers)
     if other:
-        console.print(f"data: {other} units were tokenised with {REFERENCE}, as ids of {library} differed there.")
+        console.print(
+            f"data: {other} units were tokenised with {REFERENCE}: {library} failed there, or gave other ids.",
+            highlight=False,
+        )
     manifest = Manifest(
         format=FORMAT,
         version=VERSION,

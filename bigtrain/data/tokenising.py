@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from bigtrain.data.cleaning import Documents, read_table, table_name
 from bigtrain.data.documents import Document
-from bigtrain.data.encode import CANDIDATES, CHECKED_CHARACTERS, REFERENCE, Encoding, Tokenizers, same
+from bigtrain.data.encode import Checked
 from bigtrain.data.settings import Preparation
 from bigtrain.data.shards import EVAL, TRAIN
 from bigtrain.data.sources import Source
@@ -42,7 +41,7 @@ class Tokenise:
         held_out, seed = self.preparation.held_out, self.preparation.seed
         documents = Documents(self.preparation.corpus, self.sources, unit) if self.cleaned is None else None
         stream = read_table(self.cleaned / table_name(unit.number)) if self.cleaned else iter(documents or ())
-        encode, checked, library = _encoding(self.tokenizer, self.library), 0, self.library
+        encode = Checked(self.tokenizer, self.library)
         nearest: dict[str, list[Any]] = {}  # split -> [how far from the other side, source, offset] of the nearest
         with Work(self.artifact).unit(unit.number) as (temporary, marker):
             writers = {
@@ -50,14 +49,7 @@ class Tokenise:
                 for split in SPLITS
             }
             for batch in batches(stream):
-                texts = [document.text for document in batch]
-                if library != REFERENCE and checked < CHECKED_CHARACTERS:
-                    some = texts[: max(1, CHECKED_CHARACTERS // max(1, len(texts[0])))]
-                    checked += sum(map(len, some))
-                    reference = _encoding(self.tokenizer, REFERENCE)
-                    if not same(encode(some), reference(some)):
-                        encode, library = reference, REFERENCE
-                ids, lengths = encode(texts)
+                ids, lengths = encode([document.text for document in batch])
                 held = np.zeros(len(batch), bool)
                 for number, document in enumerate(batch):
                     if lengths[number] == 0:
@@ -77,7 +69,7 @@ class Tokenise:
                         mine = of_token if split == EVAL else ~of_token
                         writers[split].write(ids[mine], lengths[some_of], places[some_of])
             marker["splits"] = {split: writer.close() for split, writer in writers.items()}
-            marker.update(documents.told() if documents else {}, nearest_side=nearest, library=library)
+            marker.update(documents.told() if documents else {}, nearest_side=nearest, library=encode.library)
 
 
 def place_of(text: str, seed: int) -> float:
@@ -111,8 +103,3 @@ def crossing(markers: Sequence[dict[str, Any]], held_out: float) -> tuple[int, t
     nearest = [(m["nearest_side"][side], unit) for unit, m in enumerate(markers) if side in m["nearest_side"]]
     (_, source, offset), unit = min(nearest)
     return unit, (source, offset)
-
-
-@lru_cache(4)
-def _encoding(tokenizer: Path, library: str) -> Encoding:
-    return Tokenizers(tokenizer) if library == REFERENCE else CANDIDATES[library](tokenizer)
