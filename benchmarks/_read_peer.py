@@ -1,5 +1,5 @@
-"""One reader of tokens, in a process and on a core of its own, for `data_read.py`. litdata's and mosaicml-streaming's run
-in the peers' environment, where there is no bigtrain.
+"""One reader of tokens, in a process and on a core of its own, for `data_read.py`. litdata's and mosaicml-streaming's
+run in the peers' environment, where there is no bigtrain.
 
     python _read_peer.py PEER write FOLDER TOKENS LENGTH     FOLDER in the peer's format
     python _read_peer.py PEER read FOLDER BATCH LENGTH CORE  answers "time" and "check" on stdin: a line of JSON each

@@ -1,8 +1,8 @@
 """Reading tokens in random order: tokens per second and core of bigtrain beside litdata and mosaicml-streaming.
 
 The same samples for each, from files in the page cache, as batches of (inputs, labels) of int64. Each reader is one
-process, pinned with all its threads to one core, and reads an epoch in turn, some rounds long; a first epoch checks that
-every sample comes once. The peers' environment is made in build/peers, or is that of `--peers PYTHON`.
+process, pinned with all its threads to one core, and reads an epoch in turn, some rounds long; a first epoch checks
+that every sample comes once. The peers' environment is made in build/peers, or is that of `--peers PYTHON`.
 
     python benchmarks/data_read.py --out benchmarks/results/data_read.json
 """
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from _common import ROOT, parser, table, write
-from _read_peer import PEERS, Batches, digest, fold, samples, serve
+from _read_peer import PEERS, digest, fold, samples, serve
 
 HERE = Path(__file__).parent
 LENGTH, BATCH, SAMPLES, SHARDS = 2048, 8, 24_576, 3
@@ -96,6 +96,7 @@ class Reader:
         )
 
     def ask(self, question: str) -> dict[str, Any]:
+        """Its answer to one line."""
         assert self.process.stdin and self.process.stdout and self.process.stderr
         self.process.stdin.write(f"{question}\n")
         self.process.stdin.flush()
@@ -105,12 +106,13 @@ class Reader:
         return json.loads(answer)  # type: ignore[no-any-return]
 
     def end(self) -> None:
+        """Ends the process."""
         self.process.kill()
         self.process.wait()
 
 
 def measured(readers: dict[str, Reader], expected: str) -> dict[str, Any]:
-    """Of each reader, what it read in each round, after an epoch that shows each sample once, in an order of its own."""
+    """Of each reader, what it read in each round, after an epoch that shows that each sample comes once."""
     for name, reader in readers.items():
         found = reader.ask("check")
         if found["samples"] != expected:
