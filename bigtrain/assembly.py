@@ -51,6 +51,7 @@ class DataBatches:
             rank=self.ranks.data_rank,
             world_size=self.ranks.data_ranks,
             pin_memory=self.ranks.device.type == "cuda",
+            workers=trainer.loader_workers,
         )
 
     def held_out(self) -> Iterable[Batch] | None:
@@ -65,6 +66,7 @@ class DataBatches:
             rank=self.ranks.data_rank,
             world_size=self.ranks.data_ranks,
             max_samples=held_out_samples(self.config),
+            workers=self.config.trainer.loader_workers,
         )
 
 

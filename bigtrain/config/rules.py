@@ -74,8 +74,13 @@ def _positive(config: RunConfig) -> None:
         "precision.initial_loss_scale": config.precision.initial_loss_scale,
         "evaluation.generate_temperature": config.evaluation.generate_temperature or None,
     }
-    if config.checkpoint.keep_best < 0:
-        raise UserError(f"checkpoint.keep_best={config.checkpoint.keep_best}: it must be at least 0.")
+    not_below_zero = {
+        "checkpoint.keep_best": config.checkpoint.keep_best,
+        "trainer.loader_workers": trainer.loader_workers,
+    }
+    for key, count in not_below_zero.items():
+        if count < 0:
+            raise UserError(f"{key}={count}: it must be at least 0.")
     for key, value in at_least_one.items():
         if value is not None and value < 1:
             raise UserError(f"{key}={value}: it must be at least 1.")

@@ -64,6 +64,8 @@ class Trainer:
     """torch.compile the model."""
     early_stopping: EarlyStopping | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    loader_workers: int = 0
+    """Processes a rank that read the samples, for a data set of your own that takes long to make one; 0: a thread."""
     timeout_s: float = 1800.0
     """Seconds that a rank waits for the others in a collective operation."""
 

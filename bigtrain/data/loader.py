@@ -1,20 +1,23 @@
-"""Batches: which samples a rank gets in a step, fetched ahead in a thread. The position is one integer."""
+"""Batches: which samples a rank gets in a step, fetched ahead in a thread or processes. The position is one integer."""
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from bigtrain.data.order import Order
+from bigtrain.data.order import Integers, Order
 from bigtrain.data.sets import IGNORE
-from bigtrain.errors import UserError
+from bigtrain.errors import RunError, UserError
 
 Batch = dict[str, Tensor]
 
@@ -37,6 +40,7 @@ def batches(
     world_size: int = 1,
     pin_memory: bool = False,
     prefetch: int = 2,
+    workers: int = 0,
 ) -> Batches:
     """The training batches of one rank from `position` on, without end.
 
@@ -53,6 +57,7 @@ def batches(
         world_size: data-parallel ranks.
         pin_memory: put the batches where a GPU can copy them from without waiting.
         prefetch: steps fetched ahead.
+        workers: processes that read the samples, for a set whose samples take long to make; 0: a thread does.
 
     Returns:
         An iterator of (micro-batches, position after the step); close it, or use it in a `with`.
@@ -72,15 +77,18 @@ def batches(
     # The order of many steps at once: a call costs a third of a millisecond however few its positions are.
     ahead = mine + global_batch_size * np.arange(max(1, 1024 // mine.size), dtype=np.int64)[:, None, None]
 
-    def steps() -> Iterator[tuple[list[Batch], int]]:
-        at = position
-        while True:
+    def micro_batches() -> Iterator[Integers]:
+        for start in itertools.count(position, global_batch_size * len(ahead)):
             if soon is not None:
-                soon(order, at)
-            for step in order(at + ahead):
-                micro_batches = [take(dataset, micro) for micro in step]
-                at += global_batch_size
-                yield [pinned(batch) for batch in micro_batches] if pin_memory else micro_batches, at
+                soon(order, start)
+            yield from order(start + ahead).reshape(-1, micro_batch_size)
+
+    read = _read(dataset, micro_batches(), workers)
+
+    def steps() -> Iterator[tuple[list[Batch], int]]:
+        for after in itertools.count(position + global_batch_size, global_batch_size):
+            step = list(itertools.islice(read, len(mine)))
+            yield [pinned(batch) for batch in step] if pin_memory else step, after
 
     return Batches(steps(), prefetch)
 
@@ -93,6 +101,7 @@ def eval_batches(
     world_size: int = 1,
     max_samples: int | None = None,
     pin_memory: bool = False,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """One pass over a held-out set, in its own order: each sample once over all ranks, as many batches on each rank.
 
@@ -106,20 +115,20 @@ def eval_batches(
         world_size: data-parallel ranks.
         max_samples: only the first so many, over all ranks.
         pin_memory: as in `batches`.
+        workers: as in `batches`.
 
     Raises:
         UserError: samples have to be filled up, but have no `labels` to say that they do not count.
     """
     a_round = micro_batch_size * world_size
     count = len(dataset) if max_samples is None else min(len(dataset), max_samples)
-    for b in range(-(-count // a_round)):
-        start = b * a_round + rank * micro_batch_size
-        stop = min(start + micro_batch_size, count)
-        if stop - start == micro_batch_size:
-            batch = take(dataset, range(start, stop))
-        else:
-            samples = [dataset[i] for i in range(start, stop)]
-            batch = collate([*samples, *[_without_targets(dataset[0])] * (micro_batch_size - len(samples))])
+    starts = range(rank * micro_batch_size, -(-count // a_round) * a_round, a_round)
+    full = [np.arange(start, start + micro_batch_size) for start in starts if start + micro_batch_size <= count]
+    for batch in _read(dataset, full, workers):
+        yield pinned(batch) if pin_memory else batch
+    for start in starts[len(full) :]:
+        samples = [dataset[i] for i in range(start, count)]
+        batch = collate([*samples, *[_without_targets(dataset[0])] * (micro_batch_size - len(samples))])
         yield pinned(batch) if pin_memory else batch
 
 
@@ -174,7 +183,44 @@ class Batches:
         return False
 
 
-def take(dataset: Dataset, indices: Sequence[int]) -> Batch:
+def _read(dataset: Dataset, indices: Iterable[Integers], workers: int) -> Iterator[Batch]:
+    """The batch of each of `indices`, in their order."""
+    if not workers:
+        return (take(dataset, of) for of in indices)
+    loader: DataLoader[Any] = DataLoader(_Taken(dataset), sampler=indices, batch_size=None, num_workers=workers)
+    # Not by the main thread: there torch would raise the death of a process wherever the training is just then.
+    with ThreadPoolExecutor(1) as other:
+        return _raised(other.submit(iter, loader).result())
+
+
+class _Taken(torch.utils.data.Dataset[Any]):
+    """Batches by their samples' indices, for processes."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, indices: Integers) -> Batch | UserError | RunError:
+        try:
+            return take(self.dataset, indices)
+        except (UserError, RunError) as error:  # raised in there, their words would drown in those of the DataLoader
+            return error
+
+
+def _raised(read: Iterator[Batch | UserError | RunError]) -> Iterator[Batch]:
+    try:
+        for batch in read:
+            if isinstance(batch, UserError | RunError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise RunError(
+            f"A process that reads data (trainer.loader_workers) died: {error}. Out of memory, or of /dev/shm?"
+        ) from error
+
+
+def take(dataset: Dataset, indices: Integers) -> Batch:
     """The samples of a batch: at once where the set can (`batch(indices)`: names to arrays), else one by one."""
     at_once = getattr(dataset, "batch", None)
     if at_once is not None:

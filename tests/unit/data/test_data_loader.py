@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import threading
 import time
 from typing import Any
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 
 from bigtrain.data.loader import Batch, batches, collate, eval_batches
 from bigtrain.data.order import Order
-from bigtrain.errors import UserError
+from bigtrain.errors import RunError, UserError
 
 
 class Numbers:
@@ -136,6 +139,63 @@ def test_it_reads_ahead_a_little_and_its_thread_ends() -> None:
     assert threads() == before
     with pytest.raises(StopIteration):
         next(loader)
+
+
+class Faulty(Numbers):
+    """Cannot read its sample 7."""
+
+    def __init__(self, n: int, how: str) -> None:
+        super().__init__(n)
+        self.how = how
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        if i == 7 and self.how == "told":
+            raise RunError("sample 7 is gone")
+        if i == 7 and self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(i)
+
+
+def test_processes_read_what_a_thread_reads() -> None:
+    settings: dict[str, Any] = {"seed": 5, "position": 6, "global_batch_size": 6, "micro_batch_size": 2}
+    with batches(Numbers(20), **settings) as one, batches(Numbers(20), **settings, workers=2) as several:
+        for _ in range(8):  # into the third epoch
+            (a, after), (b, after_too) = next(one), next(several)
+            assert after == after_too
+            assert [{k: v.tolist() for k, v in batch.items()} for batch in a] == [
+                {k: v.tolist() for k, v in batch.items()} for batch in b
+            ]
+    held_out = [list(eval_batches(Numbers(11), micro_batch_size=3, workers=workers)) for workers in (0, 2)]
+    assert [batch["labels"].tolist() for batch in held_out[0]] == [batch["labels"].tolist() for batch in held_out[1]]
+    assert not multiprocessing.active_children(), "processes are left"
+
+
+@pytest.mark.parametrize(
+    ("how", "words"), [("told", "^sample 7 is gone$"), ("killed", "process that reads data.*loader_workers.*died")]
+)
+def test_a_fault_in_a_process_that_reads_is_told(how: str, words: str) -> None:
+    settings: dict[str, Any] = {"seed": 5, "position": 0, "global_batch_size": 2, "micro_batch_size": 1}
+    with batches(Faulty(10, how), **settings, workers=2) as ahead, pytest.raises(RunError, match=words):
+        for _ in range(5):
+            next(ahead)
+
+
+@settings(max_examples=12, deadline=None)
+@given(size=st.sampled_from([64, 96, 120]), accumulation=st.integers(1, 2), position=st.integers(0, 10**9))
+def test_the_order_is_the_same_for_every_number_of_ranks_up_to_64(size: int, accumulation: int, position: int) -> None:
+    n = 10**6
+    wanted = Order(n, 5)(np.arange(position, position + 2 * size)).tolist()
+    for world in (world for world in range(1, 65) if size % (world * accumulation) == 0):
+        micro = size // (world * accumulation)
+        ranks = take(n, world, micro, size, steps=2, position=position)
+        seen = [
+            number
+            for step in range(2)
+            for m in range(accumulation)
+            for rank in range(world)
+            for number in ranks[rank][step][m]["id"].tolist()
+        ]
+        assert seen == wanted
 
 
 def test_a_batch_that_does_not_divide_or_an_empty_set() -> None:
