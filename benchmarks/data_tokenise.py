@@ -2,11 +2,11 @@
 
 The same JSON lines and the same tokenizer, one after the other in each round, each in a fresh process. What is counted
 is user and system time of that process and its children, once its libraries are imported: opening the tokenizer,
-reading, tokenising and writing (bigtrain: with the proof of its library, checksums, held-out split and index). Every id of every document is
-compared. Then the tokenising alone.
+reading, tokenising and writing (bigtrain: with the proof of its library, checksums, held-out split and index). Every
+id of every document is compared. Then the tokenising alone.
 
-The default text is Moby Dick: its paragraphs drawn again and again. A tokenizer that keeps the words that it has met
-has it easy there, on either side; `--text` takes files of your own, used once, and `--tokenizer` a folder.
+A document is a few paragraphs drawn from Moby Dick, or from the files of `--text`. A tokenizer that keeps the words
+that it has met has it easier than with new text, on either side.
 
     python benchmarks/data_tokenise.py --text sotu/*.txt --tokenizer gpt2 --out benchmarks/results/data_tokenise.json
 """
@@ -14,6 +14,7 @@ has it easy there, on either side; `--text` takes files of your own, used once, 
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import random
 import re
@@ -21,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ text, tokenizer, out = sys.argv[1:]
 BIGTRAIN = """
 import awkward, gigatoken, numpy, pyarrow, tokenizers
 from transformers import AutoTokenizer
+import bigtrain.data.prepare
 from bigtrain.data import text as data_of
 if __name__ == "__main__":
     cpu, wall = used(), time.perf_counter()
@@ -74,27 +77,18 @@ LIBRARIES = ("gigatoken", "tokenizers")
 
 
 def documents(files: list[Path], megabytes: int) -> list[str]:
-    """A few paragraphs each. Of the files once, or of Moby Dick in a random order as often as it takes."""
+    """So much text: 1 to 8 paragraphs each, drawn from the files, or from Moby Dick."""
     if files:
-        return [text for file in files for text in _paragraphs(file.read_text(encoding="utf-8"), random.Random(0))]
-    import lzma
-    from importlib import resources
-
-    whole = lzma.decompress(resources.files("bigtrain").joinpath("data/corpus/moby-dick.txt.xz").read_bytes()).decode()
-    paragraphs, chance, drawn, size = re.split(r"\n\s*\n", whole), random.Random(0), [], 0
-    while size < megabytes << 20:
+        whole = "\n\n".join(file.read_text(encoding="utf-8") for file in files)
+    else:
+        packed = resources.files("bigtrain").joinpath("data/corpus/moby-dick.txt.xz").read_bytes()
+        whole = lzma.decompress(packed).decode()
+    paragraphs = [paragraph for paragraph in re.split(r"\n\s*\n", whole) if paragraph]
+    chance, drawn, size = random.Random(0), [], 0
+    while size < megabytes * 10**6:
         drawn.append("\n\n".join(chance.choices(paragraphs, k=chance.randint(1, 8))))
         size += len(drawn[-1])
     return drawn
-
-
-def _paragraphs(text: str, chance: random.Random) -> list[str]:
-    parts, documents = re.split(r"\n\s*\n", text), []
-    while parts:
-        count = chance.randint(1, 8)
-        documents.append("\n\n".join(parts[:count]))
-        parts = parts[count:]
-    return [document for document in documents if document.strip()]
 
 
 def tokenizer_of(given: Path | None, texts: list[str], folder: Path) -> Path:
@@ -145,9 +139,9 @@ def compare(shards: Path, mapped: Path, text: Path) -> tuple[int, int, int]:
 def main() -> None:
     """Measures, prints tables, and writes it down."""
     options = parser(__doc__ or "")
-    options.add_argument("--text", type=Path, nargs="+", default=[], help="files of plain text instead of Moby Dick")
+    options.add_argument("--text", type=Path, nargs="+", default=[], help="files to draw from instead of Moby Dick")
     options.add_argument("--tokenizer", type=Path, help="its folder; else one is trained on the text")
-    options.add_argument("--megabytes", type=int, default=20, help="of Moby Dick's paragraphs")
+    options.add_argument("--megabytes", type=int, default=24, help="of text")
     options.add_argument("--rounds", type=int, default=2)
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -158,13 +152,12 @@ def main() -> None:
         megabytes = text.stat().st_size / 1e6
         tokenizer = tokenizer_of(arguments.tokenizer, texts, folder / "tokenizer")
         whole: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
-        alone: dict[str, list[dict[str, Any]]] = {name: [] for name in LIBRARIES}
         for number in range(arguments.rounds):
             for name, code in WAYS.items():
                 whole[name].append(run(code, text, tokenizer, folder / f"{name}-{number}"))
-            for library in LIBRARIES:
-                alone[library].append(run(ALONE, text, tokenizer, library))
-        count, ids, differ = compare(Path(whole["bigtrain"][-1]["folder"]), Path(whole["datasets.map"][-1]["folder"]), text)
+        alone = {library: [run(ALONE, text, tokenizer, library)] for library in LIBRARIES}
+        ours, theirs = (Path(whole[name][-1]["folder"]) for name in WAYS)
+        count, ids, differ = compare(ours, theirs, text)
     print(f"{megabytes:.1f} MB, {count:,} documents, {ids:,} tokens; documents whose ids differ: {differ}\n")
     results: dict[str, Any] = {"megabytes": megabytes, "documents": count, "tokens": ids, "differ": differ}
     for title, measured in (("raw text to shards", whole), ("tokenising alone", alone)):
@@ -175,7 +168,7 @@ def main() -> None:
                  f"{cpu[peer] / cpu[name]:.1f}") for name in cpu]  # fmt: skip
         print(table((title, "CPU-s", "MB per CPU-s", "wall s", f"times {peer}"), rows) + "\n")
         results[title] = {"cpu_s": cpu, "wall_s": wall, "ratio": cpu[peer] / cpu[first], "runs": measured}
-    config = {"text": [file.name for file in arguments.text] or "Moby Dick's paragraphs, drawn",
+    config = {"text": [file.name for file in arguments.text] or "Moby Dick",
               "tokenizer": arguments.tokenizer.name if arguments.tokenizer else "trained, 32,000 entries",
               "rounds": arguments.rounds}  # fmt: skip
     write(arguments.out, "data_tokenise", config, results)
