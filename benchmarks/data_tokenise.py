@@ -141,8 +141,8 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--text", type=Path, nargs="+", default=[], help="files to draw from instead of Moby Dick")
     options.add_argument("--tokenizer", type=Path, help="its folder; else one is trained on the text")
-    options.add_argument("--megabytes", type=int, default=24, help="of text")
-    options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--megabytes", type=int, default=40, help="of text")
+    options.add_argument("--rounds", type=int, default=1)
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -159,7 +159,7 @@ def main() -> None:
         ours, theirs = (Path(whole[name][-1]["folder"]) for name in WAYS)
         count, ids, differ = compare(ours, theirs, text)
     print(f"{megabytes:.1f} MB, {count:,} documents, {ids:,} tokens; documents whose ids differ: {differ}\n")
-    results: dict[str, Any] = {"megabytes": megabytes, "documents": count, "tokens": ids, "differ": differ}
+    results: dict[str, Any] = {"megabytes": megabytes, "documents": count, "tokens": ids, "differ": int(differ)}
     for title, measured in (("raw text to shards", whole), ("tokenising alone", alone)):
         cpu = {name: statistics.median(one["cpu"] for one in runs) for name, runs in measured.items()}
         wall = {name: statistics.median(one["wall"] for one in runs) for name, runs in measured.items()}
