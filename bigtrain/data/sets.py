@@ -124,9 +124,10 @@ class PackedSet:
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Sample:
         """The samples `indices`, stacked: int64 of shape (B, S)."""
         count, length = len(indices), self.sequence_length
-        if self._plain and all(0 <= index < self._whole for index in indices):
-            tokens = self.shards.read_many([int(index) * length for index in indices], length + 1)
-            return {"input_ids": tokens[:, :-1].copy(), "labels": tokens[:, 1:].copy()}
+        at_once = np.asarray(indices, np.int64)
+        if self._plain and count and at_once.min() >= 0 and at_once.max() < self._whole:
+            stored = self.shards.read_many((at_once * length).tolist(), length + 1)
+            return {"input_ids": stored[:, :-1].astype(np.int64), "labels": stored[:, 1:].astype(np.int64)}
         tokens = np.empty((count, length + 1), np.int64)
         begins = np.zeros((count, length + 1), np.bool_)  # where another document does
         held = np.empty((count, 1), np.int64)

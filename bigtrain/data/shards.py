@@ -109,12 +109,12 @@ class Shards:
         self._fill(tokens, start)
         return tokens.astype(np.int64)
 
-    def read_many(self, starts: Sequence[int], length: int) -> NDArray[np.int64]:
-        """Tokens [start, start + length) for each of `starts`: a new int64 array (len(starts), length)."""
+    def read_many(self, starts: Sequence[int], length: int) -> NDArray[Any]:
+        """Tokens [start, start + length) for each of `starts`: a new array (len(starts), length), as stored."""
         tokens = np.empty((len(starts), length), self.dtype)
         for row, start in zip(tokens, starts, strict=True):
             self._fill(row, start)
-        return tokens.astype(np.int64)
+        return tokens
 
     def bounds(self, document: int) -> tuple[int, int]:
         """First token of a document, and the one after its last."""
@@ -166,16 +166,14 @@ class Shards:
                 self._kept.cache_clear()  # a stale handle stays stale
                 raise
 
+        path = f"{self._folder}/{name}"  # to join a Path takes as long as to read the tokens
         try:
-            read = tried(some, str(self._folder / name), WAITS_S, lambda error: not isinstance(error, OSError))
+            read = tried(some, path, WAITS_S, lambda error: not isinstance(error, OSError))
         except OSError as error:
-            raise RunError(
-                f"{self._folder / name} cannot be read any more: {error.strerror or error}. Bring it back, and go on."
-            ) from error
+            reason = error.strerror or error
+            raise RunError(f"{path} cannot be read any more: {reason}. Bring it back, and go on.") from error
         if read < tokens.nbytes:
-            raise RunError(
-                f"{self._folder / name} has been cut: it ends at byte {at * size + read:,}. Prepare it anew."
-            )
+            raise RunError(f"{path} has been cut: it ends at byte {at * size + read:,}. Prepare it anew.")
 
     @cached_property
     def _ends(self) -> NDArray[Any]:
