@@ -40,7 +40,7 @@ def text(
     token_type: Literal["auto", "uint16", "uint32"] = "auto",
     shard_tokens: int = 100_000_000,
 ) -> TextData:
-    """Text documents: read, cleaned, tokenised once into memory-mapped shards, mixed and packed into sequences.
+    """Text documents: read, cleaned, tokenised once into shards, mixed and packed into sequences.
 
     Args:
         sequence_length: tokens a sample (S): `input_ids` and `labels` are int64 arrays of shape (S,).
