@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -20,6 +21,12 @@ from bigtrain.data.sets import IGNORE
 from bigtrain.errors import RunError, UserError
 
 Batch = dict[str, Tensor]
+
+ORDERED = 16384
+"""Positions whose samples are told at once."""
+TOGETHER_S, TOGETHER_BYTES = 1e-3, 1 << 20
+"""Steps that are read within this time, of so many bytes, go from thread to thread together: else the waking would take
+longer than the reading."""
 
 
 class Dataset(Protocol):
@@ -74,8 +81,8 @@ def batches(
     order = own(seed) if own is not None else Order(len(dataset), seed)
     soon = getattr(dataset, "prefetch", None)  # shards that come from afar
     mine = np.arange(global_batch_size, dtype=np.int64).reshape(-1, world_size, micro_batch_size)[:, rank]
-    # The order of many steps at once: a call costs a third of a millisecond however few its positions are.
-    ahead = mine + global_batch_size * np.arange(max(1, 1024 // mine.size), dtype=np.int64)[:, None, None]
+    # The order of many steps at once: a call takes a millisecond however few its positions are.
+    ahead = mine + global_batch_size * np.arange(max(1, ORDERED // mine.size), dtype=np.int64)[:, None, None]
 
     def micro_batches() -> Iterator[Integers]:
         for start in itertools.count(position, global_batch_size * len(ahead)):
@@ -136,8 +143,13 @@ class Batches:
     """Runs an iterator of (micro-batches, position) ahead in a thread. An error of it is raised where it is due."""
 
     def __init__(self, steps: Iterator[tuple[list[Batch], int]], prefetch: int) -> None:
-        self._queue: queue.Queue[tuple[list[Batch], int] | BaseException] = queue.Queue(max(1, prefetch))
-        self._closed = threading.Event()
+        self._ready: queue.SimpleQueue[list[tuple[list[Batch], int]] | BaseException] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """True for each time that there is room; False: no more."""
+        self._next: Iterator[tuple[list[Batch], int]] = iter(())
+        self._closed = False
+        for _ in range(max(1, prefetch)):
+            self._wanted.put(True)
         self._thread = threading.Thread(target=self._fetch, args=(steps,), name="bigtrain-data", daemon=True)
         self._thread.start()
 
@@ -145,17 +157,23 @@ class Batches:
         return self
 
     def __next__(self) -> tuple[list[Batch], int]:
-        if self._closed.is_set():
+        if self._closed:
             raise StopIteration
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            self.close()
-            raise item
-        return item
+        step = next(self._next, None)
+        while step is None:
+            steps = self._ready.get()
+            if isinstance(steps, BaseException):
+                self.close()
+                raise steps
+            self._wanted.put(True)
+            self._next = iter(steps)
+            step = next(self._next, None)
+        return step
 
     def close(self) -> None:
-        """Ends the thread, after the sample that it is reading."""
-        self._closed.set()
+        """Ends the thread, after the step that it is reading."""
+        self._closed = True
+        self._wanted.put(False)
         self._thread.join()
 
     def __enter__(self) -> Self:
@@ -165,22 +183,18 @@ class Batches:
         self.close()
 
     def _fetch(self, steps: Iterator[tuple[list[Batch], int]]) -> None:
-        try:
-            for item in steps:
-                if not self._put(item):
-                    return
-        except BaseException as error:  # whatever ends the thread, the loop must hear of it
-            self._put(error)
-
-    def _put(self, item: tuple[list[Batch], int] | BaseException) -> bool:
-        """False where the batches were closed meanwhile."""
-        while not self._closed.is_set():
+        while self._wanted.get() and not self._closed:
+            together: list[tuple[list[Batch], int]] = []
+            size, began = 0, time.monotonic()
             try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+                while not together or (size < TOGETHER_BYTES and time.monotonic() - began < TOGETHER_S):
+                    together.append(next(steps))
+                    size += sum(values.nbytes for batch in together[-1][0] for values in batch.values())
+            except BaseException as error:  # whatever ends the thread, the loop must hear of it
+                self._ready.put(together)
+                self._ready.put(error)
+                return
+            self._ready.put(together)
 
 
 def _read(dataset: Dataset, indices: Iterable[Integers], workers: int) -> Iterator[Batch]:

@@ -124,16 +124,16 @@ class PackedSet:
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Sample:
         """The samples `indices`, stacked: int64 of shape (B, S)."""
         count, length = len(indices), self.sequence_length
-        at_once = np.asarray(indices, np.int64)
-        if self._plain and count and at_once.min() >= 0 and at_once.max() < self._whole:
-            stored = self.shards.read_many((at_once * length).tolist(), length + 1)
+        numbers: list[int] = np.asarray(indices).tolist()  # for a few, Python's own are faster
+        if self._plain and numbers and min(numbers) >= 0 and max(numbers) < self._whole:
+            stored = self.shards.read_many([number * length for number in numbers], length + 1)
             return {"input_ids": stored[:, :-1].astype(np.int64), "labels": stored[:, 1:].astype(np.int64)}
         tokens = np.empty((count, length + 1), np.int64)
         begins = np.zeros((count, length + 1), np.bool_)  # where another document does
         held = np.empty((count, 1), np.int64)
-        for row, index in enumerate(indices):
+        for row, number in enumerate(numbers):
             at = 0
-            for start, stop in self._ranges(int(index)):
+            for start, stop in self._ranges(number):
                 begins[row, at] = True
                 tokens[row, at : at + stop - start] = self.shards.read(start, stop)
                 at += stop - start

@@ -110,11 +110,21 @@ class Shards:
         return tokens.astype(np.int64)
 
     def read_many(self, starts: Sequence[int], length: int) -> NDArray[Any]:
-        """Tokens [start, start + length) for each of `starts`: a new array (len(starts), length), as stored."""
-        tokens = np.empty((len(starts), length), self.dtype)
-        for row, start in zip(tokens, starts, strict=True):
-            self._fill(row, start)
-        return tokens
+        """Tokens [start, start + length) for each of `starts`: an array (len(starts), length), as stored, read-only."""
+        parts, size, opened, begins, names = [], self.dtype.itemsize, self._open, self.starts, self.names
+        wanted = length * size
+        for start in starts:  # every microsecond counts here
+            number = bisect_right(begins, start) - 1
+            try:
+                part = os.pread(opened(names[number]).fileno(), wanted, (start - begins[number]) * size)
+            except OSError:
+                part = b""
+            if len(part) < wanted:  # it goes on in the next shard, or there is a fault
+                tokens = np.empty(length, self.dtype)
+                self._fill(tokens, start)
+                part = tokens.tobytes()
+            parts.append(part)
+        return np.frombuffer(b"".join(parts), self.dtype).reshape(len(starts), length)
 
     def bounds(self, document: int) -> tuple[int, int]:
         """First token of a document, and the one after its last."""

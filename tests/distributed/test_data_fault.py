@@ -38,10 +38,10 @@ def train(ranks: Ranks, words: list[str], remove: str | None) -> End:
     """A run up to its end or a fault; with `remove`, rank 0 takes that file away after two steps."""
     from bigtrain import assembly
     from bigtrain.config.compose import compose
-    from bigtrain.data import shards
+    from bigtrain.data import loader, shards
     from bigtrain.trainer import Stop
 
-    shards.WAITS_S = (0.01, 0.02)
+    shards.WAITS_S, loader.TOGETHER_S = (0.01, 0.02), 0.0
     config = compose(words, world_size=ranks.world_size).config
     losses: dict[int, float] = {}
     said = io.StringIO()

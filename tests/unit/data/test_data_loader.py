@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bigtrain.data import loader as loader_module
 from bigtrain.data.loader import Batch, batches, collate, eval_batches
 from bigtrain.data.order import Order
 from bigtrain.errors import RunError, UserError
@@ -126,6 +127,7 @@ def test_it_reads_ahead_a_little_and_its_thread_ends() -> None:
     class Watched(Numbers):
         def __getitem__(self, i: int) -> dict[str, Any]:
             read.append(i)
+            time.sleep(2 * loader_module.TOGETHER_S)
             return super().__getitem__(i)
 
     before = threads()
