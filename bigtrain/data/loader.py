@@ -81,8 +81,9 @@ def batches(
     order = own(seed) if own is not None else Order(len(dataset), seed)
     soon = getattr(dataset, "prefetch", None)  # shards that come from afar
     mine = np.arange(global_batch_size, dtype=np.int64).reshape(-1, world_size, micro_batch_size)[:, rank]
-    # The order of many steps at once: a call takes a millisecond however few its positions are.
-    ahead = mine + global_batch_size * np.arange(max(1, ORDERED // mine.size), dtype=np.int64)[:, None, None]
+    # The order of many steps at once: a call takes a millisecond however few its positions are, and one more an epoch.
+    ordered = max(1, min(ORDERED, max(len(dataset), 512)) // global_batch_size)
+    ahead = mine + global_batch_size * np.arange(ordered, dtype=np.int64)[:, None, None]
 
     def micro_batches() -> Iterator[Integers]:
         for start in itertools.count(position, global_batch_size * len(ahead)):
