@@ -87,6 +87,7 @@ class Clean:
     artifact: Path
 
     def __call__(self, unit: Unit) -> None:
+        """Leaves the unit's marker."""
         work, pipeline = Work(self.artifact), _pipeline(self.corpus)
         funnel, documents = pipeline.funnel(), Documents(self.corpus, self.sources, unit)
         kept = apply(funnel.before.count(documents), pipeline.before, funnel, self.sources)
@@ -119,8 +120,9 @@ class CleanOn:
     artifact: Path
 
     def __call__(self, unit: Unit) -> None:
+        """Leaves the unit's marker."""
         work, pipeline = Work(self.artifact), _pipeline(self.corpus)
-        before = sum(work.read(number, SKETCHED)["documents"] for number in range(unit.number))
+        before = int(np.load(work.units / "starts.npy", mmap_mode="r")[unit.number])
         alive = np.load(work.units / "alive.npy", mmap_mode="r")
         funnel = pipeline.funnel()
         stays = (d for n, d in enumerate(read_table(work.units / table_name(unit.number))) if alive[before + n])
@@ -152,6 +154,7 @@ def compare(job: Clean, units: Sequence[Unit]) -> None:
             alive &= kept < 0
     with work.unit(0, CORPUS) as (temporary, marker):
         np.save(temporary / "units" / "alive.npy", alive)
+        np.save(temporary / "units" / "starts.npy", starts)
         marker["funnel"] = asdict(funnel)
 
 

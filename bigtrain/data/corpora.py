@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,17 @@ def plan(preparations: Mapping[str, Preparation], cache: Path) -> list[Planned]:
         folder = given[name]
         if folder is None:
             shards = _hash([FORMAT, VERSION, documents[name], words, p.token_type, p.shard_tokens])
-            first = Path(sources[name][0].name).name.partition(".")[0] if list(preparations) == ["data"] else name
+            first = _name(p.corpus.path, sources[name]) if list(preparations) == ["data"] else name
             folder = cache / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', first)}-{shards}"
         cleaned = cache / f"cleaned-{corpora[name]}" if name in corpora and p.corpus.clean else None
         planned.append(Planned(name, p, sources[name], cleaned, tokenizer, folder))
     return planned
+
+
+def _name(paths: Sequence[str], sources: Sequence[Source]) -> str:
+    """What people will know the data by: the one path's last part, or the first file's."""
+    only = paths[0].rstrip("/") if len(paths) == 1 and not re.search(r"[*?\[]", paths[0]) else sources[0].name
+    return Path(only).name.partition(".")[0] or "data"
 
 
 def prepared_folder(preparation: Preparation, cache: Path) -> Path | None:

@@ -21,18 +21,19 @@ CHECKED_CHARACTERS = 1 << 14
 
 PROBE = (
     "", " ", "  ", "\n", "\r\n\r\n", "\t\t x", "a", " a", "a ", "it's I'LL we've 'tis '' ''s", "1234567890 3.14 1e-9",
-    "café cafe\u0301 \u212b \ufb01 Ǆ ß İ ı", "各国語の文章。漢字かな交じり文", "한국어 텍스트", "नमस्ते दुनिया", "שלום עולם",
-    "مرحبا", "ไทย", "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽", "\u200b\u200d\u2028\u2029\ufeff", "a\u00a0b\u3000c\u2003d\u1680e", "\x00\x01\x7f\x85\x9f",
+    "café cafe\u0301 \u212b \ufb01 Ǆ ß İ ı", "各国語の文章。漢字かな交じり文", "한국어 텍스트", "नमस्ते दुनिया", "שלום עולם",  # noqa: E501
+    "مرحبا", "ไทย", "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽", "\u200b\u200d\u2028\u2029\ufeff", "a\u00a0b\u3000c\u2003d\u1680e", "\x00\x01\x7f\x85\x9f",  # noqa: E501
     "\ufffd\ufffe\uffff\U0010ffff\U000e0001", "𝒳𝔘 𐍈 𒀀", "a" * 5000, "ab" * 3000, " " * 3000, "\n" * 3000, "é" * 2000,
-    "0" * 2000, "漢" * 2000, "!?" * 1500, "x\n\n\n  y \n z   ", "<|endoftext|", "<|endoftext |>", "<s> </s> <pad> [MASK]",
-    "def f(x):\n\treturn {'a': x ** 2}  # end\n", "http://a.b/c?d=e&f=%20", "Ünïcödé\u0300\u0301\u0302 Z\u0351\u036b\u0343a",
+    "0" * 2000, "漢" * 2000, "!?" * 1500, "x\n\n\n  y \n z   ", "<|endoftext|", "<|endoftext |>", "<s> </s> <pad> [MASK]",  # noqa: E501
+    "def f(x):\n\treturn {'a': x ** 2}  # end\n", "http://a.b/c?d=e&f=%20", "Ünïcödé\u0300\u0301\u0302 Z\u0351\u036b\u0343a",  # noqa: E501
 )  # fmt: skip
 
 
 class Encoding(Protocol):
     """A tokenizer at work."""
 
-    def __call__(self, texts: Sequence[str]) -> Encoded: ...
+    def __call__(self, texts: Sequence[str]) -> Encoded:
+        """Of each text by itself, without special tokens."""
 
 
 class Tokenizers:
@@ -43,6 +44,7 @@ class Tokenizers:
         self.encoder.tokenizer.post_processor = None  # it only frames the ids
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
+        """The ids of all texts, laid end to end, and how many each has."""
         encoded = [e.ids for e in self.encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         flat = np.fromiter((i for ids in encoded for i in ids), np.uint32, int(lengths.sum()))
@@ -61,6 +63,7 @@ class Gigatoken:
         self.awkward, self.eos_id = awkward, reference.eos_id
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
+        """As `Tokenizers`."""
         rows = self.tokenizer.encode_batch(list(texts), parallel=False)
         lengths = self.awkward.to_numpy(self.awkward.num(rows)).astype(np.int64)
         return closed(self.awkward.to_numpy(self.awkward.flatten(rows)), lengths, self.eos_id)
@@ -130,7 +133,7 @@ class Checked:
 
 def same(one: Encoded, other: Encoded) -> bool:
     """Whether all ids and lengths are equal."""
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    return np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1])
 
 
 def closed(ids: NDArray[Any], lengths: NDArray[np.int64], eos_id: int) -> Encoded:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,47 +29,33 @@ from bigtrain.data.settings import FORMAT, VERSION, Preparation
 from bigtrain.data.shards import EVAL, TRAIN, Manifest, write_manifest
 from bigtrain.data.tokenising import Tokenise, crossing, place_of
 from bigtrain.data.units import Unit, plan_units
-from bigtrain.data.writing import Work, join
+from bigtrain.data.writing import Work, join, locked
 from bigtrain.errors import UserError
 
 __all__ = ["check_tokenizer", "divide", "locate", "prepare"]
 
-Part = tuple[int, int]
-"""(number from 0, of how many): of the units of a phase those whose number leaves it as the remainder."""
 
-
-def prepare(
-    preparations: Mapping[str, Preparation], cache: Path, workers: int | None, part: Part | None = None
-) -> dict[str, Path]:
+def prepare(preparations: Mapping[str, Preparation], cache: Path, workers: int | None) -> dict[str, Path]:
     """The prepared folder of each domain, made where it is not there.
 
-    Units that are done stay done: who starts again after a kill goes on. With `part`, this call does its share of the
-    units of the phase that is due and returns; a call without it does the rest.
+    Units that are done stay done: who starts again after a kill goes on. Any number of processes may do this at once,
+    on any hosts that share the cache: they divide the units among themselves.
 
     Raises:
         UserError: the input is wrong, the cache cannot be written or the disk is full; finished units are kept.
     """
     planned = plan(preparations, cache)
     folders = {domain.name: domain.folder for domain in planned}
-    if all(domain.done for domain in planned):
-        return folders
     try:
         cache.mkdir(parents=True, exist_ok=True)
         for domain in planned:
-            if domain.cleaned and not domain.done and not (domain.cleaned / "cleaned.json").is_file():
-                with _alone(domain.cleaned, part) as _:
-                    if not (domain.cleaned / "cleaned.json").is_file() and not _clean(domain, workers, part):
-                        return folders
-        tokenizer = planned[0].tokenizer
-        if not (tokenizer / "tokenizer.json").is_file():
-            with _alone(tokenizer, None):
-                if not (tokenizer / "tokenizer.json").is_file():
-                    _tokenizer(planned)
+            if domain.cleaned and not domain.done:
+                _clean(domain, workers, domain.name if len(planned) > 1 else "")
+        if not all(domain.done for domain in planned):
+            _tokenizer(planned)
         for domain in planned:
             if not domain.done:
-                with _alone(domain.folder, part):
-                    if not domain.done:
-                        _shards(domain, workers, part)
+                _shards(domain, workers, domain.name if len(planned) > 1 else "")
     except UserError:  # wrong input; once mended it has another name, and nobody would come back for this
         for artifact in (path for domain in planned for path in (domain.cleaned, domain.folder) if path):
             shutil.rmtree(Work(artifact).folder, ignore_errors=True)
@@ -125,52 +111,54 @@ def divide(documents: Iterator[str], held_out: float, seed: int) -> Iterator[tup
         yield (EVAL if side == TRAIN else TRAIN) if seen else TRAIN, waiting[1]
 
 
-def _clean(domain: Planned, workers: int | None, part: Part | None) -> bool:
-    """False: other parts have not done theirs."""
+def _clean(domain: Planned, workers: int | None, name: str) -> None:
     assert domain.cleaned is not None
-    corpus, work = domain.preparation.corpus, Work(domain.cleaned)
-    units = _begin(domain, work, part)
+    corpus, work, done = domain.preparation.corpus, Work(domain.cleaned), domain.cleaned / "cleaned.json"
+    with _alone(domain.cleaned):
+        if done.is_file():
+            return
+        work.begin()
+    units = plan_units(domain.sources, corpus.reading)
     first = cleaning.Clean(corpus, domain.sources, domain.cleaned)
     if cleaning.compares(corpus):
-        if not _do("cleaning", first, units, work, workers, part, cleaning.SKETCHED):
-            return False
-        if not work.marker(0, cleaning.CORPUS).is_file():
-            if part is not None and part[0]:
-                return False
-            cleaning.compare(first, units)
-        on = cleaning.CleanOn(corpus, domain.sources, domain.cleaned)
-        done = _do("cleaning on", on, units, work, workers, part)
+        _do(f"cleaning {name}", first, units, work, workers, cleaning.SKETCHED)
+        with _alone(domain.cleaned):
+            if not done.is_file() and not work.marker(0, cleaning.CORPUS).is_file():
+                cleaning.compare(first, units)
+        _do(f"cleaning on {name}", cleaning.CleanOn(corpus, domain.sources, domain.cleaned), units, work, workers)
     else:
-        done = _do("cleaning", first, units, work, workers, part)
-    if not done or part is not None:
-        return False
-    cleaning.finish(first, units)
-    return True
+        _do(f"cleaning {name}", first, units, work, workers)
+    with _alone(domain.cleaned):
+        if not done.is_file():
+            cleaning.finish(first, units)
 
 
 def _tokenizer(planned: Sequence[Planned]) -> None:
     """The tokenizer of all domains: taken, or trained on their training documents."""
     settings, folder = planned[0].preparation, planned[0].tokenizer
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
-    try:
-        temporary.chmod(0o755)
-        if settings.tokenizer is not None:
-            tokenizers_.take(settings.tokenizer, temporary / "tokenizer")
-        else:
+    with _alone(folder):
+        if (folder / "tokenizer.json").is_file():
+            return
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+        try:
+            temporary.chmod(0o755)
+            if settings.tokenizer is not None:
+                tokenizers_.take(settings.tokenizer, temporary / "tokenizer")
+            else:
+                with Console(stderr=True).status("training the tokenizer"):
+                    trained = tokenizers_.train(_training_texts(planned), settings.vocab_size)
+                tokenizers_.save(trained, temporary / "tokenizer")
+            shutil.rmtree(folder, ignore_errors=True)
+            (temporary / "tokenizer").rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
-            def training_texts() -> Iterator[str]:
-                for domain in planned:
-                    of = domain.preparation
-                    texts = (document.text for document in _documents(domain))
-                    yield from (text for split, text in divide(texts, of.held_out, of.seed) if split == TRAIN)
 
-            with Console(stderr=True).status("training the tokenizer"):
-                trained = tokenizers_.train(training_texts(), settings.vocab_size)
-            tokenizers_.save(trained, temporary / "tokenizer")
-        shutil.rmtree(folder, ignore_errors=True)
-        (temporary / "tokenizer").rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _training_texts(planned: Sequence[Planned]) -> Iterator[str]:
+    for domain in planned:
+        of = domain.preparation
+        texts = (document.text for document in _documents(domain))
+        yield from (text for split, text in divide(texts, of.held_out, of.seed) if split == TRAIN)
 
 
 def _documents(domain: Planned) -> Iterator[Document]:
@@ -181,24 +169,37 @@ def _documents(domain: Planned) -> Iterator[Document]:
             yield from cleaning.read_table(path)
 
 
-def _shards(domain: Planned, workers: int | None, part: Part | None) -> None:
+def _shards(domain: Planned, workers: int | None, name: str) -> None:
     settings, work = domain.preparation, Work(domain.folder)
+    with _alone(domain.folder):
+        if domain.done:
+            return
+        work.begin()
     encoder = opened(domain.tokenizer, REFERENCE).encoder
     token_type = _token_type(settings.token_type, encoder.vocab_size)
-    units = _begin(domain, work, part)
+    units = plan_units(domain.sources, settings.corpus.reading)
     library, why = choose(domain.tokenizer)
     console = Console(stderr=True)
     console.print(f"data: tokenising with {library}{f' ({why})' if why else ', its ids proved equal to tokenizers'}",
                   highlight=False, markup=False)  # fmt: skip
     job = Tokenise(settings, domain.sources, domain.cleaned, domain.tokenizer, domain.folder, library, token_type)
-    if not _do("tokenising", job, units, work, workers, part) or part is not None:
-        return
+    _do(f"tokenising {name}", job, units, work, workers)
+    with _alone(domain.folder):
+        if not domain.done:
+            _join(domain, job, units)
+
+
+def _join(domain: Planned, job: Tokenise, units: Sequence[Unit]) -> None:
+    """All units are tokenised: the prepared folder."""
+    settings, work, encoder = domain.preparation, Work(domain.folder), opened(domain.tokenizer, REFERENCE).encoder
+    console = Console(stderr=True)
     markers = [work.read(unit.number) for unit in units]
     over = crossing(markers, settings.held_out)
     if over is not None:
         number, place = over
-        work.marker(number).unlink()
-        replace(job, crossing=place)(units[number])
+        with work.claim(number, "", wait=True):  # from any process that has not seen its marker yet
+            work.marker(number).unlink()
+            replace(job, crossing=place)(units[number])
         markers[number] = work.read(number)
     told = (
         json.loads((domain.cleaned / "cleaned.json").read_text())
@@ -215,21 +216,21 @@ def _shards(domain: Planned, workers: int | None, part: Part | None) -> None:
     shutil.copytree(domain.tokenizer, work.data / "tokenizer", dirs_exist_ok=True)
     if domain.cleaned:
         shutil.copy(domain.cleaned / FUNNEL, work.data / FUNNEL)
-    other = sum(marker["library"] != library for marker in markers)
+    other = sum(marker["library"] != job.library for marker in markers)
     if other:
         console.print(
-            f"data: {other} units were tokenised with {REFERENCE}: {library} failed there, or gave other ids.",
+            f"data: {other} units were tokenised with {REFERENCE}: {job.library} failed there, or gave other ids.",
             highlight=False,
         )
     manifest = Manifest(
         format=FORMAT,
         version=VERSION,
-        token_type=token_type,
+        token_type=job.token_type,
         vocab_size=encoder.vocab_size,
         eos_id=encoder.eos_id,
         pad_id=encoder.pad_id,
         tokenizer_sha256=tokenizers_.file_hash(domain.tokenizer),
-        splits=splits,  # type: ignore[typeddict-item]
+        splits=splits,
         empty_documents=told["empty"],
         broken_records=told["broken"],
         first_broken=told["first_broken"],
@@ -241,30 +242,54 @@ def _shards(domain: Planned, workers: int | None, part: Part | None) -> None:
     _tell(console, manifest, domain)
 
 
-def _begin(domain: Planned, work: Work, part: Part | None) -> list[Unit]:
-    work.begin()
-    if part is None:
-        work.tidy()
-    return plan_units(domain.sources, domain.preparation.corpus.reading)
+@dataclass(frozen=True)
+class _Claimed:
+    """A job on the units that no other process does or has done."""
+
+    job: Callable[[Unit], None]
+    work: Work
+    phase: str
+    wait: bool
+
+    def __call__(self, unit: Unit) -> None:
+        with self.work.claim(unit.number, self.phase, self.wait) as mine:
+            if mine:
+                self.job(unit)
 
 
 def _do(
-    title: str, job: Callable[[Unit], None], units: Sequence[Unit], work: Work, workers: int | None,
-    part: Part | None, phase: str = "",
-) -> bool:  # fmt: skip
-    """Does what is not done of a phase; whether all of it is done now."""
-    due = [unit for unit in units if not work.marker(unit.number, phase).is_file()]
-    console = Console(stderr=True)
-    if len(due) < len(units):
+    title: str, job: Callable[[Unit], None], units: Sequence[Unit], work: Work, workers: int | None, phase: str = ""
+) -> None:
+    """Does what is not done of a phase, and waits for what other processes do of it."""
+
+    def due() -> list[Unit]:
+        return [unit for unit in units if not work.marker(unit.number, phase).is_file()]
+
+    mine, console, title = due(), Console(stderr=True), title.strip()
+    if len(mine) < len(units):
         console.print(
-            f"data: {title}: {len(units) - len(due):,} of {len(units):,} units are done already", highlight=False
+            f"data: {title}: {len(units) - len(mine):,} of {len(units):,} units are done already", highlight=False
         )
-    mine = [unit for unit in due if part is None or unit.number % part[1] == part[0]]
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        task = progress.add_task(title, total=len(units), completed=len(units) - len(due))
-        workers_.do(job, mine, workers, lambda unit: progress.advance(task))
-    return all(work.marker(unit.number, phase).is_file() for unit in units)
+        task = progress.add_task(title, total=len(units), completed=len(units) - len(mine))
+        told = time.monotonic()
+
+        def advance(unit: Unit) -> None:
+            nonlocal told
+            if time.monotonic() - told > 1:  # others may be at work too
+                progress.update(task, completed=len(units) - len(due()))
+                told = time.monotonic()
+
+        workers_.do(_Claimed(job, work, phase, wait=False), mine, workers, advance)
+        theirs = due() if work.folder.is_dir() else []
+        if theirs:
+            console.print(
+                f"data: {title}: {len(theirs):,} units are another process's; waiting for it", highlight=False
+            )
+        for unit in theirs:
+            _Claimed(job, work, phase, wait=True)(unit)
+        progress.update(task, completed=len(units))
 
 
 def _tell(console: Console, manifest: Manifest, domain: Planned) -> None:
@@ -299,20 +324,13 @@ def _token_type(wanted: str, vocab_size: int) -> str:
 
 
 @contextmanager
-def _alone(artifact: Path, part: Part | None) -> Iterator[None]:
-    """One process at a time makes an artifact, or several parts of it; others wait here, and say so.
-
-    Where the file system knows no locks (Lustre without `flock`), each unit's rename lets one of them win.
-    """
-    kind = fcntl.LOCK_EX if part is None else fcntl.LOCK_SH
+def _alone(artifact: Path) -> Iterator[None]:
+    """One process at a time takes the steps of an artifact that are for one; others wait here, and say so."""
     with artifact.with_name(f".{artifact.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"data: another process is preparing {artifact}; waiting for it.", file=sys.stderr, flush=True)
-            fcntl.flock(lock, kind)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            print(f"data: {artifact.parent} knows no locks: prepare in one process at a time.", file=sys.stderr)
-        yield
+        with locked(lock, wait=False) as mine:
+            if mine:
+                yield
+                return
+        print(f"data: another process is preparing {artifact}; waiting for it.", file=sys.stderr, flush=True)
+        with locked(lock):
+            yield

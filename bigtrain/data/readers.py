@@ -22,7 +22,7 @@ from bigtrain.data.units import Slice, Unit, whole
 from bigtrain.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+    from pyarrow.parquet import ParquetFile
 
 CHUNK = 1 << 20
 LOOKAHEAD = 1024
@@ -138,7 +138,7 @@ class Reader:
                 self.consumed = done + piece.size * read // max(1, wanted)
 
     def _arrow(self, source: Source, piece: Slice, done: int) -> Iterator[tuple[int, str]]:
-        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow
 
         row = 0
         with _tables(source, "Arrow"), _opened(source) as (raw, _):

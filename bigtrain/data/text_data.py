@@ -120,10 +120,9 @@ class TextData:
             "settings": self._settings(),
         }
 
-    def prepare(self, part: tuple[int, int] | None = None) -> None:
+    def prepare(self) -> None:
         """Trains or takes the tokenizer and writes the shards, unless that has been done. Safe to call at once in
-        several processes: one works, the others wait and say so. `part`: (number from 0, of how many) of the units of
-        the phase that is due, and no more.
+        several processes, on any hosts that share the cache: they divide the work among themselves.
 
         Raises:
             UserError: the input is wrong, or the cache cannot be written; then nothing is left behind.
@@ -134,9 +133,7 @@ class TextData:
         if not ready:
             from bigtrain.data.prepare import prepare
 
-            prepare(self.preparations, self.cache, self.workers, part)
-            if part is not None:
-                return
+            prepare(self.preparations, self.cache, self.workers)
         for name, folder in self.folders.items():
             if ready:
                 print(f"data: prepared already, in {folder}", file=sys.stderr)

@@ -38,6 +38,7 @@ class Tokenise:
     """The document, by its place, that goes to the side which is empty."""
 
     def __call__(self, unit: Unit) -> None:
+        """Leaves the unit's marker."""
         held_out, seed = self.preparation.held_out, self.preparation.seed
         documents = Documents(self.preparation.corpus, self.sources, unit) if self.cleaned is None else None
         stream = read_table(self.cleaned / table_name(unit.number)) if self.cleaned else iter(documents or ())

@@ -40,8 +40,8 @@ def do(job: Job, units: Sequence[Unit], workers: int | None, advance: Callable[[
     running: dict[Future[None], Unit] = {}
     try:
         while True:
-            while len(running) < 2 * workers and (unit := next(rest, None)) is not None:
-                running[pool.submit(_do, unit)] = unit
+            while len(running) < 2 * workers and (one := next(rest, None)) is not None:
+                running[pool.submit(_do, one)] = one
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -10,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,10 +80,31 @@ class Work:
         sync(self.artifact.parent)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def tidy(self) -> None:
-        """Removes what units that were killed have left; nobody else may be at work."""
-        for left in self.folder.glob("tmp-*"):
-            shutil.rmtree(left, ignore_errors=True)
+    @contextmanager
+    def claim(self, number: int, phase: str, wait: bool) -> Iterator[bool]:
+        """Whether a unit is this process's to do: nobody has done it, and nobody else is at it (`wait`: any more)."""
+        try:
+            lock = (self.units / f"{number:05d}{phase}.lock").open("w")
+        except FileNotFoundError:  # all is finished
+            yield False
+            return
+        with lock, locked(lock, wait=wait) as mine:
+            # In this order: where the marker went because all is finished, `data` had gone before it.
+            yield mine and not self.marker(number, phase).is_file() and self.data.is_dir()
+
+
+@contextmanager
+def locked(lock: IO[str], *, wait: bool = True) -> Iterator[bool]:
+    """Alone among processes, on any host that sees the file. Not `wait`: False where another one has the lock."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        yield False
+        return
+    except OSError as error:  # a file system without locks (Lustre without `flock`): renames let one of them win
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    yield True
 
 
 class SplitWriter:
