@@ -57,7 +57,7 @@ def test_an_array_prepares_what_one_process_does(slurm: SlurmLab, tmp_path: Path
     wait_for("both tasks to end", 200, lambda: states() == {"COMPLETED"}, failed, said)
 
     here = subprocess.run(
-        [sys.executable, "-m", "bigtrain.cli", "prepare", "recipe=smoke", *words, f"data.cache={tmp_path / 'here'}"],
+        [Path(sys.prefix) / "bin/bigtrain", "prepare", "recipe=smoke", *words, f"data.cache={tmp_path / 'here'}"],
         check=True, capture_output=True, text=True, cwd=tmp_path,
     ).stdout.splitlines()[-1]  # fmt: skip
     there = str(tmp_path / "there" / Path(here).name)
