@@ -78,7 +78,8 @@ class Work:
         shutil.rmtree(self.artifact, ignore_errors=True)  # what is there is not whole
         self.data.rename(self.artifact)
         sync(self.artifact.parent)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        over = self.folder.rename(self.folder.with_suffix(".over"))  # so that nobody makes a lock in there any more
+        shutil.rmtree(over, ignore_errors=True)
 
     @contextmanager
     def claim(self, number: int, phase: str, wait: bool) -> Iterator[bool]:
