@@ -37,13 +37,7 @@ class Documents:
         self.read = 0
 
     def __iter__(self) -> Iterator[Document]:
-        for document in self.exclude(self._all()) if self.exclude else self._all():
-            try:
-                document.text.encode()
-                yield document
-            except UnicodeEncodeError:  # half a pair of surrogates, which JSON can spell and UTF-8 cannot
-                mended = document.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-                yield document._replace(text=mended)
+        return self.exclude(self._all()) if self.exclude else self._all()
 
     def _all(self) -> Iterator[Document]:
         for document in self.reader:
@@ -146,7 +140,7 @@ def compare(job: Clean, units: Sequence[Unit]) -> None:
     )
     for number, step in enumerate(pipeline.corpus):
         parts = [work.units / f"{unit.number:05d}-sketch-{number}.npy" for unit in units]
-        sketches = [np.load(part) for part in parts if part.exists()]
+        sketches = [np.load(part, mmap_mode="r") for part in parts if part.exists()]
         if sketches:
             kept = step.run.duplicates(np.concatenate(sketches), alive, lambda index: document_of(index).text)
             counts_of = funnel.steps[step.number]

@@ -58,7 +58,7 @@ def prepare(preparations: Mapping[str, Preparation], cache: Path, workers: int |
                 _shards(domain, workers, domain.name if len(planned) > 1 else "")
     except UserError:  # wrong input; once mended it has another name, and nobody would come back for this
         for artifact in (path for domain in planned for path in (domain.cleaned, domain.folder) if path):
-            shutil.rmtree(Work(artifact).folder, ignore_errors=True)
+            Work(artifact).abandon()
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -8,9 +8,11 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,8 +80,17 @@ class Work:
         shutil.rmtree(self.artifact, ignore_errors=True)  # what is there is not whole
         self.data.rename(self.artifact)
         sync(self.artifact.parent)
+        shutil.rmtree(self.folder.with_suffix(".over"), ignore_errors=True)
         over = self.folder.rename(self.folder.with_suffix(".over"))  # so that nobody makes a lock in there any more
         shutil.rmtree(over, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """Removes all of it, unless another process is at a unit."""
+        for path in self.units.glob("*.lock"):
+            with path.open() as lock, locked(lock, wait=False) as mine:
+                if not mine:
+                    return
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
     def claim(self, number: int, phase: str, wait: bool) -> Iterator[bool]:
@@ -105,7 +116,13 @@ def locked(lock: IO[str], *, wait: bool = True) -> Iterator[bool]:
     except OSError as error:  # a file system without locks (Lustre without `flock`): renames let one of them win
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
+        _tell_once("data: the file system of data.cache knows no locks: prepare in one process at a time.")
     yield True
+
+
+@cache
+def _tell_once(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 class SplitWriter:
