@@ -115,7 +115,7 @@ def prepared_data(config: RunConfig) -> Any:
             run_on_first(lambda: say("\n".join(notes)) if notes else None)
     if hasattr(data, "prepare"):
         run_on_first(data.prepare)
-    if len(data.train) == 0:
+    if run_on_first(lambda: len(data.train)) == 0:  # what is wrong with it is said once
         raise UserError("the training split holds no sample: data.path has too little, or data.held_out takes it all.")
     return data
 
@@ -158,6 +158,7 @@ def resume(
     """Put the engine where the newest intact checkpoint left it; the loop's state, and this rank's random states."""
     from bigtrain.checkpoint.find import find
     from bigtrain.checkpoint.load import load
+    from bigtrain.data.resuming import texts
     from bigtrain.distributed import run_on_first
     from bigtrain.telemetry.progress import say
     from bigtrain.trainer import State
@@ -165,7 +166,7 @@ def resume(
     found = run_on_first(lambda: find(config.run.dir or "", say))
     if found is None:
         return State(), None, None
-    now, then = state_of(data), found.manifest.state.get("data")
+    now, then = texts(state_of(data)), texts(found.manifest.state.get("data"))
     if now != then and not (isinstance(now, dict) and isinstance(then, dict)):  # of these `data.resume` was told
         raise UserError(
             f"{found.path} was trained on other data ({then}) than data.path={config.data.get('path')} gives now "

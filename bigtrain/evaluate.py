@@ -91,6 +91,9 @@ def evaluate(
         objective = own_component(trained, "objective", overrides)
     component = other_data(trained, chosen, config_dirs) if chosen else own_component(trained, "data", overrides)
     data = build(component, "data")
+    if not chosen and trained.checkpoint is not None and hasattr(data, "resume"):
+        state = trained.checkpoint.manifest.state
+        data.resume(state.get("data"), state["loop"]["position"])  # its shards, whatever was left out of them since
     if hasattr(data, "prepare"):
         data.prepare()
     if not chosen:
@@ -175,10 +178,11 @@ def other_data(trained: Trained, chosen: Sequence[str], config_dirs: Sequence[st
 def check_same(trained: Trained, data: Any) -> None:
     """A `UserError` where the run's data is not what it was: its held-out text may have been trained on."""
     assert trained.checkpoint is not None
-    now = data.state() if hasattr(data, "state") else getattr(data, "fingerprint", None)
-    then = trained.checkpoint.manifest.state.get("data")
-    if isinstance(now, dict) and isinstance(then, dict):  # the mix may be another, the texts may not
-        now, then = now["domains"], then["domains"]
+    from bigtrain.data.resuming import texts
+
+    own = data.texts if hasattr(data, "texts") else data.state() if hasattr(data, "state") else None
+    now = getattr(data, "fingerprint", None) if own is None else own
+    then = texts(trained.checkpoint.manifest.state.get("data"))
     if now != then:
         raise UserError(
             f"The data of {trained.path} has changed since it was trained ({then} then, {now} now), so its held-out "
@@ -192,7 +196,8 @@ def choose_split(data: Any, whole: bool) -> tuple[Any, str]:
         if data.eval is None or len(data.eval) == 0:
             raise UserError("Nothing is held out of this data: give a text, as data.path=FILE.")
         return data.eval, "the held-out split"
-    return getattr(data, "whole", data.train), "all"  # training leaves out what is left after the last whole sample
+    # Training leaves out what is left after the last whole sample.
+    return (data.whole if hasattr(data, "whole") else data.train), "all"
 
 
 def _first(trained: Trained, samples: Any, what: str) -> tuple[Any, str]:

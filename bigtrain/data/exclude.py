@@ -106,12 +106,16 @@ def check_found(
     for number, offsets in sorted(exclusions.items()):
         for offset in sorted(offsets):
             if (names[number], offset) not in met:
-                begun = near.get((number, offset))
-                hint = ": it has no document" if begun is None else f"; the nearest begins at {begun}"
-                raise UserError(
-                    f"data.exclude={file}: no document begins at offset {offset} of {names[number]}{hint}. "
-                    "Offsets count the bytes of the decompressed text, or the rows of a table from 0."
-                )
+                raise not_met(file, names[number], offset, near.get((number, offset)))
+
+
+def not_met(file: str | Path, source: str, offset: int, begun: int | None) -> UserError:
+    """What is said of an excluded offset where no document begins; `begun`: where the nearest one does."""
+    hint = ": it has no document" if begun is None else f"; the nearest begins at {begun}"
+    return UserError(
+        f"data.exclude={file}: no document begins at offset {offset} of {source}{hint}. "
+        "Offsets count the bytes of the decompressed text, or the rows of a table from 0."
+    )
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
@@ -135,7 +139,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
         if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
             raise UserError(f"{where}: no 'file'. A line is {_FORM}.")
         offset = entry.get("offset")
-        if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
+        if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < 1 << 63:
             raise UserError(f"{where}: 'offset' is a whole number from 0 on, not {offset!r}. A line is {_FORM}.")
         yield where, entry["file"], offset
 

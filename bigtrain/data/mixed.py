@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import overload
 
 import numpy as np
@@ -114,3 +115,24 @@ class HeldOut:
         """The samples `indices`, stacked: int64 of shape (B, S)."""
         samples = [self[int(index)] for index in indices]
         return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def part_of(samples: PackedSet, packing: str, epochs: float | None) -> Part:
+    """What a domain brings to a mixture, with all documents of its shards."""
+    if packing == "concat":
+        tokens = len(samples) * samples.sequence_length
+    elif packing == "best_fit":
+        tokens = samples.shards.tokens - samples.shards.documents
+    else:
+        tokens = _targets(samples)
+    return Part(len(samples), max(1, tokens), None if epochs is None else Fraction(epochs).limit_denominator(10**6))
+
+
+def _targets(samples: PackedSet) -> int:
+    """Of a document a sample."""
+    total, before, step = 0, 0, 1 << 20
+    for first in range(0, samples.shards.documents, step):
+        ends = samples.shards.ends(first, min(first + step, samples.shards.documents))
+        total += int(np.minimum(np.diff(ends, prepend=before) - 1, samples.sequence_length).sum())
+        before = int(ends[-1])
+    return total

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bigtrain.data.sources import Source
-from bigtrain.errors import UserError
+from bigtrain.errors import UserError, nearest
 
 FORMAT, VERSION = "bigtrain shards", 2
 SMALLEST_VOCABULARY = 257
@@ -152,6 +152,32 @@ def check_weights(weights: Mapping[str, float], where: str) -> None:
     if abs(total - 1) > 1e-6:
         would = ", ".join(f"{name}: {weight / total:.6g}" for name, weight in weights.items())
         raise UserError(f"{where}: the weights sum to {total:.6g}, not to 1. In the same proportions: {{{would}}}.")
+
+
+def checked_weights(domains: Mapping[str, Domain], stages: Sequence[Stage]) -> dict[str, float] | None:
+    """The weights of the domains; None: none is given, and they go by the domains' sizes.
+
+    Raises:
+        UserError: weights or epochs mean nothing, or a stage names a domain that there is not.
+    """
+    for stage in stages:
+        for name in stage.weights:
+            if name not in domains:
+                raise UserError(f"data.stages: there is no domain {name}.{nearest(name, domains)}")
+        if stage.from_tokens < 1:
+            raise UserError(f"data.stages: from_tokens={stage.from_tokens}: 1 or more; data.domains has the first.")
+        check_weights(stage.weights, f"data.stages, from_tokens={stage.from_tokens}")
+    given = {name: domain.weight for name, domain in domains.items() if domain.weight is not None}
+    missing = [name for name in domains if name not in given]
+    if not given:
+        return None
+    if missing:
+        raise UserError(f"data.domains.{missing[0]} has no weight: give one to every domain, or to none.")
+    for name, domain in domains.items():
+        if domain.epochs is not None and domain.epochs <= 0:
+            raise UserError(f"data.domains.{name}.epochs={domain.epochs}: more than 0.")
+    check_weights(given, "data.domains")
+    return given
 
 
 def files_hash(folder: Path) -> dict[str, str]:

@@ -30,6 +30,9 @@ OPEN_FILES = 256
 WAITS_S = (1.0, 2.0, 4.0, 8.0)
 """Between one try to read a shard and the next: a file server that starts anew is back by then."""
 
+PLACES = 1 << 20
+"""Of so many documents the places are read at once."""
+
 SOME_BYTES = 1 << 30
 """From here on a check of checksums is announced."""
 
@@ -147,14 +150,31 @@ class Shards:
         source, offset = self._places[document].tolist()
         return source, offset
 
-    def find(self, source: int, offset: int) -> int | None:
-        """The document that came from there; None: it is not in this split. Reads all places, a block at a time."""
-        for first in range(0, self.documents, 1 << 20):
-            block = self._places[first : first + (1 << 20)]
-            found = np.flatnonzero((block[:, 0] == source) & (block[:, 1] == offset))
-            if len(found):
-                return first + int(found[0])
-        return None
+    def find(self, places: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The documents that came from different `places`, (N, 2) as `place` tells them: shape (N,), -1 where none of
+        this split did. Reads all places once, a block at a time."""
+        rows = {(source, offset): row for row, (source, offset) in enumerate(places.tolist())}
+        found = np.full(len(places), -1, np.int64)
+        keys = np.sort(_keys(places))
+        for first in range(0, self.documents if len(keys) else 0, PLACES):
+            block = self._places[first : first + PLACES]
+            here = _keys(block)
+            at = np.minimum(np.searchsorted(keys, here), len(keys) - 1)
+            for hit in np.flatnonzero(keys[at] == here).tolist():
+                if (row := rows.get(tuple(block[hit].tolist()))) is not None:
+                    found[row] = first + hit
+        return found
+
+    def nearest(self, source: int, offset: int) -> int | None:
+        """The offset next to this one at which a document of the source begins; None: it has none in this split."""
+        best = None
+        for first in range(0, self.documents, PLACES):
+            block = self._places[first : first + PLACES]
+            begun = block[block[:, 0] == source, 1].astype(np.int64)
+            if len(begun):
+                near = int(begun[np.argmin(np.abs(begun - offset))])
+                best = near if best is None or abs(near - offset) < abs(best - offset) else best
+        return best
 
     def _fill(self, tokens: NDArray[Any], start: int) -> None:
         """Reads as many tokens as the contiguous array holds, from `start` on."""
@@ -192,6 +212,11 @@ class Shards:
     @cached_property
     def _places(self) -> NDArray[Any]:
         return _mapped(self._folder / self._entry["places"]["file"]).reshape(-1, 2)
+
+
+def _keys(places: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A number for each place, seldom the same for two."""
+    return places[:, 0] * np.uint64(0x9E3779B97F4A7C15) + places[:, 1]  # modulo 2^64
 
 
 def _mapped(path: Path) -> NDArray[Any]:

@@ -11,13 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bigtrain.data.settings import Domain, Preparation, Stage, check_weights
+from bigtrain.data.settings import Domain, Preparation, Stage, checked_weights
 from bigtrain.data.sources import Source
 from bigtrain.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from bigtrain.data.mixed import HeldOut, MixedSet
-    from bigtrain.data.mixing import Mix, Mixing, Part
+    from bigtrain.data.mixing import Mix, Mixing
+    from bigtrain.data.resuming import Changes
     from bigtrain.data.sets import PackedSet
     from bigtrain.data.shards import Manifest
 
@@ -69,11 +70,13 @@ class TextData:
         self.stages, self.when_dry = sorted(stages or [], key=lambda stage: stage.from_tokens), when_dry
         self.sequence_length, self.packing, self.document_masks = sequence_length, packing, document_masks
         self.cache, self.workers = Path(cache).expanduser(), workers
-        self.weights = self._checked_weights()
+        self.weights = checked_weights(self.domains, self.stages)
         """Of the tokens, by domain; None: by the domains' sizes."""
         self._then: dict[str, Any] | None = None
         self._position = 0
         self._exclude: str | None = None  # what a run that goes on reads past, in shards that have it
+        self._changes: Changes = []  # of what was left out, as the checkpoint tells
+        self._opened: dict[str | None, PackedSet | MixedSet] = {}  # by the digest of what is left out
 
     @property
     def preparation(self) -> Preparation:
@@ -94,6 +97,7 @@ class TextData:
         Raises:
             UserError: what was trained on cannot be told from what is given now.
         """
+        self._position = position
         notes = self._go_on_without(then)
         if not self.mixed or not isinstance(then, dict):
             return notes  # compared by the fingerprint
@@ -103,7 +107,7 @@ class TextData:
                 f"data.domains has no {gone[0]} any more, which this run was trained on: keep it, with "
                 f"data.domains.{gone[0]}.weight=0.{nearest(gone[0], self.domains)}"
             )
-        self._then, self._position = then, position
+        self._then = then
         notes += [f"data: domain {name} joins at sample {position:,}" for name in self.domains
                  if name not in then["domains"]]  # fmt: skip
         if self._settings() != then["settings"]:
@@ -111,14 +115,18 @@ class TextData:
         return notes
 
     def state(self) -> Any:
-        """What a checkpoint keeps: the fingerprint, or of a mixture the domains and the pieces of the mix so far."""
+        """What a checkpoint keeps: the fingerprint, or of a mixture the domains and the pieces of the mix so far; and
+        where documents were left out of a run that goes on, from when on which (see `bigtrain.data.resuming`)."""
+        left_out = {"exclusions": [list(change) for change in self._changes_now]} if self._changes_now else {}
         if not self.mixed:
-            return self.fingerprint
-        return {
-            "domains": {name: self._fingerprint(name) for name in self.domains},
-            "pieces": [[piece.start, *piece.parts] for piece in self._mix.pieces],
-            "settings": self._settings(),
-        }
+            return {"fingerprint": self.texts, **left_out} if left_out else self.texts
+        pieces = [[piece.start, *piece.parts] for piece in self._mix.pieces]
+        return {"domains": self.texts, "pieces": pieces, "settings": self._settings(), **left_out}
+
+    @property
+    def texts(self) -> Any:
+        """The fingerprint, of a mixture by domain: a run can go on, and be looked into, where it is what it was."""
+        return {name: self._fingerprint(name) for name in self.domains} if self.mixed else self.fingerprint
 
     def prepare(self) -> None:
         """Trains or takes the tokenizer and writes the shards, unless that has been done. Safe to call at once in
@@ -141,7 +149,7 @@ class TextData:
             self._check_tokenizer(name)
         if len({manifest["tokenizer_sha256"] for manifest in self._manifests.values()}) > 1:
             raise UserError("The prepared domains have different tokenizers: prepare them anew with one.")
-        _ = self.train
+        self._check_sizes()
         if self.mixed:
             print(self.describe(), file=sys.stderr)
 
@@ -159,27 +167,37 @@ class TextData:
 
     @cached_property
     def train(self) -> PackedSet | MixedSet:
-        """The training samples; of a mixture the domains' laid end to end, with their `order`.
+        """The training samples; of a mixture the domains' laid end to end, with their `order`. Of a run that goes on:
+        as they are from its position on.
 
         Raises:
-            UserError: nothing is prepared, it is damaged, or it is shorter than one sequence.
+            UserError: nothing is prepared, it is damaged, or it is shorter than one sequence; or data.exclude is wrong.
         """
-        for name, samples in self.sets.items():
-            if len(samples) == 0:
-                of = f" of {name}" if self.mixed else ""
-                raise UserError(
-                    f"The training text{of} has {samples.shards.tokens:,} tokens, too short for one sequence of "
-                    f"data.sequence_length={self.sequence_length} and its last target."
-                )
-        if not self.mixed:
-            return self.sets[ONE]
-        from bigtrain.data.mixed import MixedSet
+        self._check_sizes()
+        return self.train_at(self._position)
 
-        return MixedSet(self.sets, self._mix)
+    def train_at(self, position: int) -> PackedSet | MixedSet:
+        """The training samples as they are read at a position of the run: without what is left out there.
+
+        Raises:
+            UserError: what was left out cannot be told any more; or see `train`.
+        """
+        from bigtrain.data.mixed import MixedSet
+        from bigtrain.data.resuming import held_at, kept
+
+        digest = held_at(self._changes if position < self._position else self._changes_now, position)
+        if digest not in self._opened:
+            sets = self.sets
+            if digest is not None:
+                out = kept(digest, {name: self._fingerprint(name) for name in self.preparations}, self.cache)
+                sets = {name: self._set(name, "train", remainder=False, without=out[name]) if name in out else samples
+                        for name, samples in self.sets.items()}  # fmt: skip
+            self._opened[digest] = MixedSet(sets, self._mix) if self.mixed else sets[ONE]
+        return self._opened[digest]
 
     @cached_property
     def sets(self) -> dict[str, PackedSet]:
-        """The training samples of each domain."""
+        """The training samples of each domain, with all documents of its shards."""
         return {name: self._set(name, "train", remainder=False) for name in self.preparations}
 
     @cached_property
@@ -248,9 +266,10 @@ class TextData:
 
     @cached_property
     def _mixing(self) -> Mixing:
+        from bigtrain.data.mixed import part_of
         from bigtrain.data.mixing import Mixing
 
-        parts = tuple(self._part(name) for name in self.domains)
+        parts = tuple(part_of(self.sets[name], self.packing, domain.epochs) for name, domain in self.domains.items())
         sizes = sum(part.tokens for part in parts)
         weights = self.weights or {name: part.tokens / sizes for name, part in zip(self.domains, parts, strict=True)}
         stages = [(0, weights), *((stage.from_tokens, stage.weights) for stage in self.stages)]
@@ -259,7 +278,7 @@ class TextData:
 
     @cached_property
     def _mix(self) -> Mix:
-        from bigtrain.data.mixing import Piece
+        from bigtrain.data.resuming import pieces_so_far
 
         if self._then is None:
             return self._mixing.plan()
@@ -270,54 +289,13 @@ class TextData:
                     "now): the position in it would mean nothing. Put its text and settings back, or start in another "
                     "run.dir."
                 )
-        names, pieces = list(self._then["domains"]), list[Piece]()
-        for start, *listed in self._then["pieces"]:
-            if start < self._position:
-                shares = dict(zip(names, listed, strict=True))
-                had = pieces[-1].counts(start) if pieces else (0,) * len(self.domains)
-                pieces.append(Piece(start, tuple(shares.get(name, 0) for name in self.domains), had))
-        return self._mixing.plan(pieces, self._position)
-
-    def _part(self, name: str) -> Part:
-        from fractions import Fraction
-
-        from bigtrain.data.mixing import Part
-
-        samples, epochs = self.sets[name], self.domains[name].epochs
-        count = len(samples)
-        if self.packing == "concat":
-            tokens = count * self.sequence_length
-        elif self.packing == "best_fit":
-            tokens = samples.shards.tokens - samples.shards.documents
-        else:
-            tokens = _targets(samples, self.sequence_length)
-        return Part(count, max(1, tokens), None if epochs is None else Fraction(epochs).limit_denominator(10**6))
+        return self._mixing.plan(pieces_so_far(self._then, list(self.domains), self._position), self._position)
 
     def _settings(self) -> str:
         """A hash of what the mixture is made of, to see an edit."""
         epochs = [domain.epochs for domain in self.domains.values()]
         stages = [[stage.from_tokens, stage.weights] for stage in self.stages]
         return _hash([self.weights, epochs, stages, self.when_dry])
-
-    def _checked_weights(self) -> dict[str, float] | None:
-        for stage in self.stages:
-            for name in stage.weights:
-                if name not in self.domains:
-                    raise UserError(f"data.stages: there is no domain {name}.{nearest(name, self.domains)}")
-            if stage.from_tokens < 1:
-                raise UserError(f"data.stages: from_tokens={stage.from_tokens}: 1 or more; data.domains has the first.")
-            check_weights(stage.weights, f"data.stages, from_tokens={stage.from_tokens}")
-        given = {name: domain.weight for name, domain in self.domains.items() if domain.weight is not None}
-        missing = [name for name in self.domains if name not in given]
-        if not given:
-            return None
-        if missing:
-            raise UserError(f"data.domains.{missing[0]} has no weight: give one to every domain, or to none.")
-        for name, domain in self.domains.items():
-            if domain.epochs is not None and domain.epochs <= 0:
-                raise UserError(f"data.domains.{name}.epochs={domain.epochs}: more than 0.")
-        check_weights(given, "data.domains")
-        return given
 
     def _fingerprint(self, name: str) -> str:
         manifest = self._manifests[name]
@@ -338,16 +316,27 @@ class TextData:
 
         return {name: read_manifest(folder) for name, folder in self.folders.items()}
 
+    def _check_sizes(self) -> None:
+        for name, samples in self.sets.items():
+            if len(samples) == 0:
+                of = f" of {name}" if self.mixed else ""
+                raise UserError(
+                    f"The training text{of} has {samples.shards.tokens:,} tokens, too short for one sequence of "
+                    f"data.sequence_length={self.sequence_length} and its last target."
+                )
+
     def _go_on_without(self, then: Any) -> list[str]:
         """Documents that are excluded since the run began: it keeps the shards it has, and reads past them."""
-        exclude = self.preparation.corpus.exclude
-        if exclude is None:
-            return []
         from bigtrain.data.corpora import locate, prepared_folder
+        from bigtrain.data.resuming import changes, held_at, texts
 
-        domains = then["domains"] if isinstance(then, dict) else {ONE: then}
+        exclude, self._changes = self.preparation.corpus.exclude, changes(then)
+        if exclude is None:
+            back = held_at(self._changes, self._position) is not None
+            return [f"data: the documents left out so far come back from sample {self._position:,} on"] if back else []
+        domains = then if isinstance(then := texts(then), dict) else {ONE: then}
         raw = not any(prepared_folder(of, self.cache) for of in self.preparations.values())
-        if raw and locate(self.preparations, self.cache) is not None:
+        if raw and not self._changes and locate(self.preparations, self.cache) is not None:
             if all(self._fingerprint(name) == print_ for name, print_ in domains.items() if name in self.preparations):
                 return []  # it began without them
             del self._manifests
@@ -356,20 +345,28 @@ class TextData:
         self.preparations = {
             name: replace(of, corpus=replace(of.corpus, exclude=None)) for name, of in self.preparations.items()
         }
-        return [f"data: from here on without the documents of data.exclude={exclude}; all others keep their place"]
+        return [f"data: goes on without the documents of data.exclude={exclude}; all others keep their place"]
 
     @cached_property
-    def _without(self) -> dict[str, set[tuple[int, int]]]:
-        """(source, offset) of the documents to be read past, by domain."""
-        from bigtrain.data.exclude import of_domains
+    def _changes_now(self) -> Changes:
+        """What was left out from when on, with what is from the run's position on."""
+        from bigtrain.data.resuming import DomainText, changed, keep, resolve
 
-        if self._exclude is None:
-            return {}
-        sources = {name: [Source(**entry) for entry in of["sources"]] for name, of in self._manifests.items()}
-        found = of_domains(self._exclude, sources)
-        return {name: {(number, at) for number, of in out.items() for at in of} for name, out in found.items()}
+        digest = None
+        if self._exclude is not None:
+            domains = {
+                name: DomainText(
+                    self._fingerprint(name),
+                    [Source(**entry) for entry in of["sources"]],
+                    self.sets[name].shards,
+                    self._set(name, "eval", remainder=True).shards,
+                )
+                for name, of in self._manifests.items()
+            }
+            digest = keep(resolve(self._exclude, domains), domains, self.cache)
+        return changed(self._changes, self._position, digest)
 
-    def _set(self, name: str, split: str, *, remainder: bool) -> PackedSet:
+    def _set(self, name: str, split: str, *, remainder: bool, without: list[int] | None = None) -> PackedSet:
         import numpy as np
 
         from bigtrain.data.sets import open_set
@@ -381,8 +378,6 @@ class TextData:
         shards = Shards(
             self.folders[name], manifest["token_type"], manifest["splits"][split], far.open if far else None
         )
-        places = self._without.get(name, set()) if split == "train" else set()
-        gone = [document for place in sorted(places) if (document := shards.find(*place)) is not None]
         return open_set(
             shards,
             sequence_length=self.sequence_length,
@@ -391,7 +386,7 @@ class TextData:
             pad_id=manifest["pad_id"],
             remainder=remainder,
             cache=self.cache,
-            without=np.array(gone, np.int64) if gone else None,
+            without=np.array(without, np.int64) if without else None,
             shuffle_shards=self._window(name),
             fetch=far.prefetch if far else None,
         )
@@ -411,18 +406,6 @@ class TextData:
             from bigtrain.data.prepare import check_tokenizer
 
             check_tokenizer(preparation.tokenizer, self.folders[name])
-
-
-def _targets(samples: PackedSet, length: int) -> int:
-    """Of a document a sample."""
-    import numpy as np
-
-    total, before, step = 0, 0, 1 << 20
-    for first in range(0, samples.shards.documents, step):
-        ends = samples.shards.ends(first, min(first + step, samples.shards.documents))
-        total += int(np.minimum(np.diff(ends, prepend=before) - 1, length).sum())
-        before = int(ends[-1])
-    return total
 
 
 def _hash(content: Any) -> str:

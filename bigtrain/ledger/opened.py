@@ -14,6 +14,7 @@ from bigtrain.checkpoint.find import listed, step_of
 from bigtrain.config.components import build
 from bigtrain.config.schema import RunConfig
 from bigtrain.data.mixed import MixedSet
+from bigtrain.data.resuming import texts
 from bigtrain.data.sets import PackedSet
 from bigtrain.data.shards import read_manifest
 from bigtrain.data.text_data import TextData
@@ -93,17 +94,17 @@ class OpenedRun:
             then = manifest.read(self.checkpoints[newest]).state.get("data")
             self.data.resume(then, self._position_of(newest))
         self.data.prepare()
-        if newest is not None and then != self.data.state():
+        if newest is not None and texts(then) != self.data.texts:
             raise UserError(
                 f"The data of {self.path} has changed since it was trained, so its documents cannot be told any more. "
                 "Put text and data.* back as they were."
             )
-        train = self.data.train
         self.sets: dict[str, PackedSet] = self.data.sets
-        """The training split of each domain by its name."""
+        """The training split of each domain by its name, with what was left out of the run later on."""
+        train = self.data.train_at(0)  # samples stay where they are, whatever is left out of them
         self.data_samples = len(train)
         """Of all domains together."""
-        self._mixed = train if isinstance(train, MixedSet) else None
+        self._end = train.end if isinstance(train, MixedSet) else None
         self._order = train.order(self.config.seed)
         self._files = {
             name: [source["name"] for source in read_manifest(folder)["sources"]]
@@ -113,8 +114,9 @@ class OpenedRun:
     def last_step(self) -> int:
         """The step after which the run ends."""
         steps = total_steps(self.config, self.data_samples)
-        end = self._mixed.end if self._mixed else None  # where a domain runs dry, and that ends the run
-        return steps if end is None else min(steps, end // self.config.trainer.global_batch_size)
+        if self._end is None:
+            return steps
+        return min(steps, self._end // self.config.trainer.global_batch_size)  # a domain runs dry, and that ends it
 
     def samples(self, step: int) -> list[Sample]:
         """The samples of a step (from 1 on: the one whose metrics are logged under this number), in their order.
@@ -147,8 +149,11 @@ class OpenedRun:
         return found
 
     def _sample(self, position: int, index: int) -> Sample:
-        domain, number = self._mixed.locate(index) if self._mixed else (next(iter(self.sets)), index)
-        return Sample(position, domain, self.sets[domain], number)
+        train = self.data.train_at(position)
+        if not isinstance(train, MixedSet):
+            return Sample(position, next(iter(self.sets)), train, index)
+        domain, number = train.locate(index)
+        return Sample(position, domain, train.sets[domain], number)
 
     def _positions(self, step: int) -> tuple[int, int]:
         """(position of the step's first sample, number of its samples).

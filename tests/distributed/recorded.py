@@ -47,8 +47,8 @@ def objective(folder: str = "") -> Recording:
     return Recording(folder)
 
 
-def run(cwd: Path, name: str, ranks: int, words: Sequence[str]) -> dict[int, list[list[int]]]:
-    """Trains (or goes on) in `cwd`/run; the samples of each step from 1 on, in the order of the global batch."""
+def start(cwd: Path, name: str, ranks: int, words: Sequence[str]) -> list[int]:
+    """Trains (or goes on) in `cwd`/run; the exit codes of the ranks."""
     book = cwd / name
     book.mkdir()
     with socket.socket() as probe:
@@ -67,6 +67,12 @@ def run(cwd: Path, name: str, ranks: int, words: Sequence[str]) -> dict[int, lis
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
+    return codes
+
+
+def run(cwd: Path, name: str, ranks: int, words: Sequence[str]) -> dict[int, list[list[int]]]:
+    """Trains (or goes on) in `cwd`/run; the samples of each step from 1 on, in the order of the global batch."""
+    codes, book = start(cwd, name, ranks, words), cwd / name
     assert not any(codes), f"{name}: {codes}\n{(cwd / 'output.txt').read_text()[-4000:]}"
     books = ledger.read(book)
     steps: dict[int, list[list[int]]] = {}
