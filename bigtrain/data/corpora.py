@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bigtrain.config.components import resolve, shipped
 from bigtrain.data.settings import FORMAT, VERSION, Preparation, files_hash
 from bigtrain.data.sources import Source, find_sources, is_remote, kind_of
 
@@ -101,7 +104,16 @@ def _corpus(preparation: Preparation, sources: tuple[Source, ...]) -> str:
     exclude = Path(corpus.exclude).expanduser() if corpus.exclude else None
     excluded = hashlib.sha256(exclude.read_bytes()).hexdigest() if exclude and exclude.is_file() else corpus.exclude
     read = [*sources, *evaluation_sources(corpus.clean)]
-    return _hash([asdict(corpus.reading), corpus.clean, excluded, [asdict(source) for source in read]])
+    own = [_code(step["_target_"]) for step in corpus.clean if not shipped(step["_target_"])]
+    return _hash([asdict(corpus.reading), corpus.clean, excluded, [asdict(source) for source in read], *own])
+
+
+def _code(target: str) -> str | None:
+    """A hash of the file that holds a step of the user's own: an edited step makes other documents."""
+    with contextlib.suppress(TypeError, OSError):  # built in
+        file = inspect.getsourcefile(resolve(target, "data.clean"))
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+    return None
 
 
 def _hash(value: Any) -> str:

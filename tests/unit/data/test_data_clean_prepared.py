@@ -55,3 +55,15 @@ def test_nothing_left_shows_the_funnel_and_leaves_nothing(chapters: list[str], t
     assert done.returncode == EXIT_USER and "Traceback" not in done.stderr
     assert "length" in done.stderr and "normalise" in done.stderr and not done.stdout
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_an_edited_step_of_the_users_own_cleans_anew(chapters: list[str], tmp_path: Path) -> None:
+    write(tmp_path / "raw.jsonl", chapters)
+    words = ["data.clean=[{_target_: mine.step}]", "data.document_separator=null"]
+    folders = []
+    for method in ("lower", "lower", "upper"):
+        (tmp_path / "mine.py").write_text(f"def step(text):\n    return text.{method}()\n")
+        done = prepare(tmp_path, *words)
+        assert done.returncode == 0, done.stderr
+        folders.append(done.stdout.splitlines()[-1])
+    assert folders[0] == folders[1] != folders[2]
