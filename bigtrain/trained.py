@@ -233,18 +233,24 @@ def lay_over(raw: dict[str, Any], overrides: Sequence[str]) -> None:
     for key, text in values.items():
         (override,) = OverridesParser.create().parse_overrides([text])
         *parents, leaf = key.split(".")
-        node = raw
+        node: Any = raw
         for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
+            if isinstance(node, list):
+                node = node[int(parent)] if parent.isdecimal() and int(parent) < len(node) else None
+            else:
+                node = node.setdefault(parent, {})
+            if not isinstance(node, dict | list):
                 raise UserError(f"'{text}': {parent} has no settings of its own.")
+        if isinstance(node, list):
+            raise UserError(f"'{text}': give the whole list, or a setting of one in it.")
         node[leaf] = override.value()
 
 
 def trusted_component(component: Component, key: str, source: Path, overrides: Sequence[str]) -> Component:
     """The checked component of a run; a `UserError` where it is neither bigtrain's nor named by the user's words."""
     import_from_here()
-    named = [text.partition("=")[2] for text in overrides if text.partition("=")[0].lstrip("+") == f"{key}._target_"]
+    typed = [text.lstrip("+").partition("=") for text in overrides]
+    named = [value for name, _, value in typed if name.startswith(f"{key}.") and name.endswith("._target_")]
     refuse_untrusted_component(component, key, str(source), named)
     return check_component(copy.deepcopy(component), key, 0)
 

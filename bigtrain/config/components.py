@@ -83,9 +83,10 @@ def refuse_untrusted_component(component: Component, key: str, source: str, trus
         refuse_untrusted_component(inner, at, source, trusted)
     target, room = target_of(component, key), ROOMS[re.split(r"[.\[]", key)[0]]
     if target not in trusted and not (shipped(target) and target.startswith(room + ".")):
+        typed = re.sub(r"\[(\d+)\]", r".\1", key)  # as Hydra's overrides spell it
         raise UserError(
             f"{source} names {key}._target_={target}, which {room} does not ship, and a run folder's word is not "
-            f"enough to import it. If it is yours, say so: {key}._target_={target}"
+            f"enough to import it. If it is yours, say so: {typed}._target_={target}"
         )
 
 

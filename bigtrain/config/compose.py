@@ -22,6 +22,7 @@ from bigtrain.config.components import (
     check_components,
     components,
     leave_out_replaced,
+    nested,
     refuse_untrusted,
 )
 from bigtrain.config.rules import check_rules
@@ -313,7 +314,8 @@ def load_run(file: Path, trusted: Sequence[str] = (), world_size: int | None = N
 
 def targets(config: RunConfig) -> list[str]:
     """Every `_target_` of the configuration."""
-    return [str(component["_target_"]) for component in components(config).values()]
+    return [str(inner["_target_"]) for key, component in components(config).items()
+            for inner in (component, *(inner for _, inner in nested(component, key)))]  # fmt: skip
 
 
 def _go_on(

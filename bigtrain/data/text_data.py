@@ -17,7 +17,7 @@ from bigtrain.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from bigtrain.data.mixed import HeldOut, MixedSet
-    from bigtrain.data.mixing import Mix, Mixing
+    from bigtrain.data.mixing import Mix, Mixing, Piece
     from bigtrain.data.resuming import Changes
     from bigtrain.data.sets import PackedSet
     from bigtrain.data.shards import Manifest
@@ -238,22 +238,29 @@ class TextData:
 
     def describe(self) -> str:
         """Samples, documents and share of each domain, and what runs dry when."""
-        from bigtrain.data.mixing import PARTS
-
-        first = self._mix.pieces[-1]
-        of_tokens = [share * part.tokens / part.samples for share, part in
-                     zip(first.parts, self._mixing.parts, strict=True)]  # fmt: skip
+        pieces, at = self._mix.pieces, self._position
+        now = max(number for number, piece in enumerate(pieces) if piece.start <= at)
         lines = [
-            f"data: {name}: {100 * tokens / sum(of_tokens):.3g} % of tokens ({100 * share / PARTS:.3g} % of samples); "
-            f"{len(samples):,} samples, {samples.shards.documents:,} documents, {samples.shards.tokens:,} tokens an "
-            "epoch"
-            for (name, samples), share, tokens in zip(self.sets.items(), first.parts, of_tokens, strict=True)
+            f"data: {name}: {share} of tokens; {len(samples):,} samples, {samples.shards.documents:,} documents, "
+            f"{samples.shards.tokens:,} tokens an epoch"
+            for (name, samples), share in zip(self.sets.items(), self._shares(pieces[now]), strict=True)
+        ]
+        lines += [
+            f"data: from sample {piece.start:,} on: "
+            + ", ".join(f"{name} {share}" for name, share in zip(self.sets, self._shares(piece), strict=True))
+            for piece in pieces[now + 1 :]
         ]
         names = list(self.domains)
         does = {"repeat": "is repeated", "stop": "ends the run", "rebalance": "leaves its share to the others"}
         dry = [f"data: {names[one.domain]} is dry at sample {one.position:,}: it {does[self.when_dry]}"
                for one in self._mix.dry]  # fmt: skip
         return "\n".join([*lines, *dry])
+
+    def _shares(self, piece: Piece) -> list[str]:
+        """Of the tokens of a piece of the mixture, each domain's."""
+        tokens = [share * part.tokens / part.samples
+                  for share, part in zip(piece.parts, self._mixing.parts, strict=True)]  # fmt: skip
+        return [f"{100 * of / sum(tokens):.3g} %" for of in tokens]
 
     def verify(self) -> None:
         """Compares every byte with the checksums of the manifest; `UserError` names what differs."""
