@@ -119,7 +119,8 @@ class Shards:
         for start in starts:  # every microsecond counts here
             number = bisect_right(begins, start) - 1
             try:
-                part = os.pread(opened(names[number]).fileno(), wanted, (start - begins[number]) * size)
+                file = opened(names[number])  # held: else its number might mean another file before it is read
+                part = os.pread(file.fileno(), wanted, (start - begins[number]) * size)
             except OSError:
                 part = b""
             if len(part) < wanted:  # it goes on in the next shard, or there is a fault

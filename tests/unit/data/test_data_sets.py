@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigtrain.data.sets import PackedSet, open_set
-from bigtrain.data.shards import Shards
+from bigtrain.data.shards import Shards, read_manifest
+from bigtrain.data.text_data import TextData
 from bigtrain.data.writing import SPLITS, SplitWriter, Work, join
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=30)
@@ -109,3 +112,27 @@ def test_no_sample_outside(tmp_path: Path, packing: str) -> None:
             samples[index]
         with pytest.raises(IndexError):
             samples.batch([0, index])
+
+
+def test_a_file_is_held_while_it_is_read(prepared: TextData, tmp_path: Path) -> None:
+    """A store's files are opened anew for each read: let go too early, their number may mean another file."""
+    other = tmp_path / "other.bin"
+    other.write_bytes(bytes(1 << 20))
+    taken: list[int] = []
+
+    class Opened(FileIO):
+        def __del__(self) -> None:
+            self.close()
+            taken.append(os.open(other, os.O_RDONLY))  # the lowest number that is free: that of the file just closed
+
+    manifest = read_manifest(prepared.folder)
+    entry = manifest["splits"]["train"]
+    plain = Shards(prepared.folder, manifest["token_type"], entry)
+    anew = Shards(prepared.folder, manifest["token_type"], entry, lambda name: Opened(prepared.folder / name))
+    try:
+        assert (anew.read_many([0, 500], 64) == plain.read_many([0, 500], 64)).all()
+        assert (anew.read(7, 90) == plain.read(7, 90)).all()
+        assert taken
+    finally:
+        for number in taken:
+            os.close(number)
