@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from bigtrain.engines.deepspeed_start import extensions_folder
 from tests.distributed import deepspeed_runs as runs
 from tests.distributed import tiny
 from tests.distributed.ranks import run_on_ranks
 from tests.support import ran
 
-FOLDER = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or extensions_folder())
-built = pytest.mark.skipif(
-    not (FOLDER / "async_io" / "async_io.so").exists() and os.environ.get("BIGTRAIN_COMPILE") != "1",
-    reason="DeepSpeed's async_io is not compiled here (10 minutes of one core): BIGTRAIN_COMPILE=1 compiles it, with "
-    "libaio-dev, g++ and ninja",
+# Even with the op in the cache: a .venv made anew has newer headers, and ninja compiles for minutes again.
+compiles = pytest.mark.skipif(
+    os.environ.get("BIGTRAIN_COMPILE") != "1",
+    reason="compiles DeepSpeed's async_io (10 minutes of one core): BIGTRAIN_COMPILE=1 does, with libaio-dev, g++ and "
+    "ninja; `make test-cluster` does it too",
 )
 HIDDEN = 620  # two matrices of 769 000 elements: less than 1 MiB on a rank would stay in memory
 LR = 1e-4
@@ -82,7 +81,8 @@ def on_disk(ranks: Any, folder: str) -> dict[Any, Any]:
     return found
 
 
-@built
+@compiles
+@pytest.mark.timeout(1400)
 def test_the_disk_changes_nothing(tmp_path: Path) -> None:
     for found in run_on_ranks(on_disk, 2, str(tmp_path), timeout_s=1200):
         assert [case for case, right in found.items() if not right] == []
