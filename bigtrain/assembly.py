@@ -5,6 +5,7 @@ The worker (`train.py`) and `bigtrain verify` both go this way, so that what is 
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from bigtrain.config.components import build
 from bigtrain.config.rules import accumulation, held_out_samples
 from bigtrain.config.schema import RunConfig
 from bigtrain.errors import UserError
+from bigtrain.trained import LABELS, vocabulary_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -121,22 +123,33 @@ def prepared_data(config: RunConfig) -> Any:
 
 
 def keep_tokenizer(data: Any, run_dir: Path) -> None:
-    """A copy in the run folder: generation and export must not depend on the prepared data."""
+    """A copy of it, and of the names of the classes, in the run folder: generation and export must not depend on the
+    prepared data."""
     folder = getattr(data, "tokenizer_path", None)
     if folder is not None:
         shutil.copytree(folder, run_dir / "tokenizer", dirs_exist_ok=True)
+    if getattr(data, "classes", None) is not None:
+        told = {"classes": data.classes, "names": getattr(data, "label_names", None)}
+        (run_dir / LABELS).write_text(json.dumps(told) + "\n", encoding="utf-8")
 
 
 def build_model(config: RunConfig, data: Any) -> nn.Module:
-    """The model, with the data's vocabulary where the recipe leaves it open."""
-    vocabulary = getattr(data, "vocab_size", None)
-    model: nn.Module = build(config.model, "model", vocab_size=vocabulary)
+    """The model, with the data's vocabulary and classes where the recipe leaves them open."""
+    vocabulary, classes = vocabulary_of(data), getattr(data, "classes", None)
+    model: nn.Module = build(config.model, "model", vocab_size=vocabulary, classes=classes)
     holds = getattr(model, "vocab_size", None)
     if holds is not None and vocabulary is not None and holds < vocabulary:
         raise UserError(
             f"the model has {holds} token embeddings and the data's tokenizer {vocabulary} tokens: "
             "raise model.vocab_size, or give data.tokenizer the model's own."
         )
+    holds = getattr(model, "classes", None)
+    if holds is not None and classes is not None and holds < classes:
+        raise UserError(f"the data have {classes} classes and the model's head {holds}: leave model.classes out.")
+    names = getattr(data, "label_names", None)
+    name_labels: Callable[[list[str]], None] | None = getattr(model, "name_labels", None)
+    if names is not None and name_labels is not None:
+        name_labels(names)
     return model
 
 

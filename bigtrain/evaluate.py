@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigtrain.config.components import build
 from bigtrain.config.compose import Composer, compose_data
@@ -18,7 +18,10 @@ from bigtrain.config.schema import Component
 from bigtrain.errors import EXIT_DONE, UserError, nearest
 from bigtrain.telemetry.progress import console, say
 from bigtrain.terminal import CommandLine, progress_bar
-from bigtrain.trained import Device, Trained, lay_over, load_trained, trusted_component
+from bigtrain.trained import Device, Trained, lay_over, load_trained, trusted_component, vocabulary_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUMMARY = """\
 Loss and perplexity: of a run on its own held-out text, or of any model on any text.
@@ -99,7 +102,7 @@ def evaluate(
     if not chosen:
         check_same(trained, data)
     samples, what = choose_split(data, whole=component.get("held_out") == 0)
-    known, needed = trained.vocab_size, getattr(data, "vocab_size", None)
+    known, needed = trained.vocab_size, vocabulary_of(data)
     if known is not None and needed is not None and needed > known:
         raise UserError(
             f"The text's tokenizer has {needed} tokens and the model knows {known}: leave data.tokenizer out."
@@ -111,32 +114,33 @@ def evaluate(
     if precision == "fp16" and trained.device.type == "cpu":
         precision = "fp32"  # fp16 is slow and inexact there
     size = batch_size or (config.trainer.micro_batch_size if config else 8)
+    from bigtrain.engines.base import summary
+
     built = build(objective, "objective")
-    loss, targets = mean_loss(trained, built, samples, size, precision)
+    sums, targets = add_up(trained, built, samples, size, precision)
+    loss, metrics = summary(built, sums, targets)
     step, tokens = trained.progress
-    return Evaluation(
-        str(path), step, tokens, loss, built.metrics(loss), f"{what} of {_name(component)}", targets, precision
-    )
+    return Evaluation(str(path), step, tokens, loss, metrics, f"{what} of {_name(component)}", targets, precision)
 
 
-def mean_loss(trained: Trained, objective: Any, samples: Any, batch_size: int, precision: str) -> tuple[float, int]:
-    """(mean loss over all targets of the samples in nats, number of targets); sums are kept in fp64."""
+def add_up(trained: Trained, objective: Any, samples: Any, batch_size: int, precision: str) -> tuple[Tensor, int]:
+    """(what the objective adds up over the samples, the loss in nats first, in fp64; number of targets)."""
     import torch
 
     from bigtrain.data.loader import eval_batches
-    from bigtrain.engines.base import DTYPES, to_device
+    from bigtrain.engines.base import DTYPES, tally, to_device
 
-    total, targets = torch.zeros((), dtype=torch.float64, device=trained.device), 0
+    total, targets = torch.zeros(1, dtype=torch.float64, device=trained.device), 0
     autocast = torch.autocast(trained.device.type, DTYPES[precision]) if precision != "fp32" else nullcontext()
     with progress_bar() as bar, torch.no_grad(), autocast:
         task = bar.add_task("evaluating", total=-(-len(samples) // batch_size))
         for batch in eval_batches(samples, micro_batch_size=batch_size):
-            total += objective.loss(trained.model, to_device(batch, trained.device))
+            total = total + tally(objective, trained.model, to_device(batch, trained.device)).double()
             targets += objective.count(batch)
             bar.advance(task)
     if targets == 0:
         raise UserError("The text to evaluate has no targets: it is too short.")
-    return float(total) / targets, targets
+    return total, targets
 
 
 def own_component(trained: Trained, key: str, overrides: Sequence[str]) -> Component:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,6 +36,8 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 BOUND = 1e-5
 """Largest difference of a logit in fp32 arithmetic, for logits up to 10; in proportion where they are larger (those of
 GPT-2 are near 100, where fp32 itself rounds to 8e-6)."""
+MERGED = 1e-4
+"""The same for adapters that are added into their weights."""
 
 
 def export(
@@ -51,7 +53,7 @@ def export(
     """Write the model at `path` into the folder `out`, which appears whole and proved or not at all.
 
     The proof: the weights as they were written (for half precisions: rounded) give, in fp32, the same logits in the
-    model that they came from and in the one that `AutoModelForCausalLM.from_pretrained(out)` makes of them, to `BOUND`.
+    model that they came from and in the one that transformers' Auto class of its task makes of them, to `BOUND`.
     What rounding itself does to the logits is no fault, and is said.
 
     Args:
@@ -113,17 +115,23 @@ def write(trained: Trained, folder: Path, dtype: Dtype) -> None:
     """Write the new folder `folder`, read it back and compare. The model's weights are rounded to `dtype`."""
     import torch
 
+    from bigtrain.models.adapters import merged
     from bigtrain.models.hf import save_hugging_face
 
     model = trained.model
-    ids = probe(trained)
-    exact = logits(model, ids)
+    batch = probe(trained)
+    exact = logits(model, batch)
+    if hasattr(model, "hf"):
+        model.hf = merged(model.hf)
+        moved = float((logits(model, batch) - exact).abs().max())
+        if not moved <= MERGED * max(1.0, float(exact.abs().max()) / 10):
+            raise RunError(f"Merging the adapters moved the logits by {moved:.2e}, more than {MERGED:.0e}: refused.")
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     _round(model, kinds[dtype])
     save_hugging_face(model, folder, trained.tokenizer_path)
     _round(model, torch.float32)
-    here = logits(model, ids)
-    there = logits(_read_back(folder, trained.device), ids)
+    here = logits(model, batch)
+    there = logits(_read_back(folder, trained.device, getattr(model, "task", "causal_lm")), batch)
     if there.shape != here.shape:
         raise RunError(f"The export has logits {list(there.shape)}, the model {list(here.shape)}: it is refused.")
     difference, largest = float((there - here).abs().max()), float(here.abs().max())
@@ -149,22 +157,30 @@ def write(trained: Trained, folder: Path, dtype: Dtype) -> None:
     (folder / MARKER).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
-def probe(trained: Trained) -> Tensor:
-    """Random tokens (2, S), the same each time; S = 64, or the model's window where that is shorter."""
+def probe(trained: Trained) -> dict[str, Tensor]:
+    """Random inputs, the same each time: tokens (2, S), S = 64 or the model's window where that is shorter; of a model
+    that makes one sequence from another the labels (2, S) too; or images (2, C, H, W)."""
     import torch
 
+    generator, task = torch.Generator().manual_seed(0), getattr(trained.model, "task", "causal_lm")
+    if task == "image_classification":
+        theirs: Any = trained.model.config
+        shape = (2, theirs.num_channels, theirs.image_size, theirs.image_size)
+        return {"images": torch.randn(shape, generator=generator).to(trained.device)}
     length = min(64, trained.window or 64)
-    ids = torch.randint(trained.vocab_size or 1, (2, length), generator=torch.Generator().manual_seed(0))
-    return ids.to(trained.device)
+    names = ("input_ids", "labels") if task == "seq2seq" else ("input_ids",)
+    return {
+        name: torch.randint(trained.vocab_size or 1, (2, length), generator=generator).to(trained.device)
+        for name in names
+    }
 
 
-def logits(model: nn.Module, ids: Tensor) -> Tensor:
-    """(B, S, V) in fp32."""
+def logits(model: Callable[..., Tensor], batch: dict[str, Tensor]) -> Tensor:
+    """(B, S, V), or (B, C) of a classifier, in fp32."""
     import torch
 
     with torch.no_grad():
-        found: Tensor = model(ids)
-    return found.float()
+        return model(**batch).float()
 
 
 def _round(model: nn.Module, dtype: torch.dtype) -> None:
@@ -178,18 +194,21 @@ def _round(model: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = rounded
 
 
-def _read_back(folder: Path, device: torch.device) -> Any:
-    """The folder's model in fp32 as transformers reads it: ids -> logits."""
+def _read_back(folder: Path, device: torch.device, task: str) -> nn.Module:
+    """The folder's model in fp32 as transformers reads it."""
     import torch
 
+    from bigtrain.models.tasks import HuggingFaceSeq2Seq, HuggingFaceTask, auto_class
+
+    quiet_transformers()
     try:
-        loaded = quiet_transformers().AutoModelForCausalLM.from_pretrained(
+        loaded = auto_class(task).from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # whatever it is, the folder is no good
         raise RunError(f"transformers cannot read the export, so it is refused: {error}") from error
-    loaded = loaded.to(device).eval()
-    return lambda ids: loaded(input_ids=ids, use_cache=False).logits
+    kind = HuggingFaceSeq2Seq if task == "seq2seq" else HuggingFaceTask
+    return kind(loaded, task).to(device).eval()
 
 
 def _publish(fresh: Path, out: Path, aside: Path) -> None:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer"
 """Where training leaves the tokenizer in its run folder."""
 
+LABELS = "labels.json"
+"""The number and the names of the classes, there too."""
+
 MARKER = "bigtrain_export.json"
 """The file by which bigtrain knows its own exports."""
 
@@ -123,7 +126,7 @@ def load_trained(
             )
         place = choose_device(device, None)
         quiet_transformers()
-        model = build({"_target_": "bigtrain.models.hugging_face", "path": str(folder)}, "model")
+        model = foreign(folder)
         found = folder if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
         tokenizer = load_tokenizer(found) if found else None
         return Trained(folder, kind, model.to(place).eval(), place, tokenizer, found, None, None)
@@ -144,7 +147,10 @@ def load_trained(
     from bigtrain.checkpoint.load import load_weights
 
     weights = load_weights(checkpoint)
-    model = build(model_component, "model", vocab_size=vocabulary(weights, tokenizer))
+    labels = read_labels(run_dir)
+    model = build(model_component, "model", vocab_size=vocabulary(weights, tokenizer), classes=labels["classes"])
+    if labels["names"] and hasattr(model, "name_labels"):
+        model.name_labels(labels["names"])
     fill(model, weights, checkpoint.path)
     return Trained(folder, kind, model.to(place).eval(), place, tokenizer, found, config, checkpoint)
 
@@ -273,6 +279,29 @@ def load_tokenizer(folder: Path) -> Any:
     except Exception as error:  # of any kind: it is somebody's file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"The tokenizer in {folder} cannot be read: {reason}") from error
+
+
+def foreign(folder: Path) -> nn.Module:
+    """The model in a Hugging Face folder, for the task that its architecture names."""
+    from bigtrain.models.source import read_config
+    from bigtrain.models.tasks import task_of
+
+    task = task_of(read_config(folder, str(folder)))
+    model: nn.Module = build({"_target_": "bigtrain.models.hugging_face", "path": str(folder), "task": task}, "model")
+    return model
+
+
+def read_labels(run_dir: Path) -> dict[str, Any]:
+    """`classes` and `names`, each None where the run has none."""
+    file = run_dir / LABELS
+    told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {"classes": None, "names": None} | told
+
+
+def vocabulary_of(data: Any) -> int | None:
+    """Tokens of a data component's tokenizer: `tokens`, where `vocab_size` is a setting of the data; else that."""
+    found: int | None = getattr(data, "tokens", None) or getattr(data, "vocab_size", None)
+    return found
 
 
 def vocabulary(weights: dict[str, Tensor], tokenizer: Any | None) -> int | None:

@@ -16,7 +16,7 @@ import torch
 
 from bigtrain.config.schema import Trainer
 from bigtrain.distributed import Ranks, max_over_ranks, sum_on_hosts, sum_over_ranks
-from bigtrain.engines.base import Batch, Engine, Objective
+from bigtrain.engines.base import Batch, Engine, Objective, summary
 from bigtrain.errors import EXIT_STOPPED, RunError
 from bigtrain.telemetry.meters import Meters, peak_memory_bytes
 from bigtrain.telemetry.metrics import Number, Split
@@ -110,18 +110,20 @@ class Stop:
             self.in_loop = False
 
 
-def evaluate(job: Job) -> float | None:
-    """Mean loss over all targets of the held-out split, the same on every rank; None where there is none."""
+def evaluate(job: Job) -> tuple[float, dict[str, float]] | None:
+    """(mean loss over all targets of the held-out split, what else the objective measures), the same on every rank;
+    None where there is none."""
     batches = job.batches.held_out()
     if batches is None:
         return None
-    loss = torch.zeros((), dtype=torch.float64, device=job.engine.device)
+    sums: torch.Tensor | float = 0.0
     targets = 0
     for batch in batches:
-        loss += job.engine.eval_loss(batch)
+        sums = sums + job.engine.tally(batch).double()
         targets += job.objective.count(batch)
+    assert isinstance(sums, torch.Tensor), "a held-out split has a batch"
     (total,) = sum_on_hosts(job.ranks, targets)
-    return float(sum_over_ranks(loss)) / max(total // job.ranks.replicas, 1)
+    return summary(job.objective, sum_over_ranks(sums), total // job.ranks.replicas)
 
 
 def fit(job: Job, state: State, stop: Stop) -> bool:
@@ -206,10 +208,11 @@ def _numbers(job: Job, state: State, loss: float, grad_norm: torch.Tensor | floa
 
 
 def _evaluate_and_log(job: Job, state: State) -> float | None:
-    loss = evaluate(job)
-    if loss is None:
+    found = evaluate(job)
+    if found is None:
         return None
-    job.log(state.step, "eval", {"loss": loss, "tokens": state.tokens, **job.objective.metrics(loss)})
+    loss, metrics = found
+    job.log(state.step, "eval", {"loss": loss, "tokens": state.tokens, **metrics})
     stopping = job.settings.early_stopping
     if state.best_loss is None or loss < state.best_loss - (stopping.min_delta if stopping else 0.0):
         state.best_loss, state.evaluations_since_best = loss, 0

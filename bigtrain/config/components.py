@@ -30,8 +30,8 @@ NESTED = {"data.clean": "bigtrain.data.clean", "data.domains": "bigtrain.data.cl
 """Settings that hold components themselves, at any depth."""
 
 
-FILLED = {"model": ("vocab_size",)}
-"""Settings that bigtrain fills in where they are null: the tokenizer knows its vocabulary."""
+FILLED = {"model": ("vocab_size", "classes")}
+"""Settings that bigtrain fills in where they are null: the tokenizer knows its vocabulary, the data their labels."""
 
 
 def components(config: RunConfig) -> dict[str, Component]:

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
-from bigtrain.data.settings import Corpus, Domain, Preparation, Reading, Stage
+from bigtrain.data.settings import Corpus, Domain, Masking, Preparation, Reading, Stage
 from bigtrain.data.text_data import TextData
 from bigtrain.errors import UserError
 
-__all__ = ["text"]
+if TYPE_CHECKING:
+    from bigtrain.data.chats import Conversations, Preferences
+    from bigtrain.data.encodings import LabelledTexts, Pairs, TaggedWords
+    from bigtrain.data.images import Images
+
+__all__ = ["Conversations", "Images", "LabelledTexts", "Pairs", "Preferences", "TaggedWords", "text"]
+
+_ROWS = {
+    "Conversations": "chats",
+    "Preferences": "chats",
+    "LabelledTexts": "encodings",
+    "Pairs": "encodings",
+    "TaggedWords": "encodings",
+    "Images": "images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The kinds of rows, imported when they are asked for."""
+    if name not in _ROWS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROWS[name]}"), name)
 
 
 def text(
@@ -27,6 +49,7 @@ def text(
     held_out: float = 0.01,
     packing: Literal["concat", "best_fit", "none"] = "concat",
     document_masks: bool = False,
+    masking: Masking | None = None,
     name: str | None = None,
     split: str = "train",
     revision: str | None = None,
@@ -71,6 +94,8 @@ def text(
             together so that none is cut that fits into a sequence; "none": a document a sample, cut at S and padded.
         document_masks: the documents of a sample do not see each other, as if each were alone, and a document's last
             token has no target.
+        masking: tokens are taken out, to be guessed (`bigtrain.data.settings.Masking`), for objective=masked_lm; with
+            `spans: true` for objective=seq2seq, as T5 is pretrained.
         name: the configuration (subset) of a hub data set.
         split: the split of a hub data set.
         revision: the branch, tag or commit of a hub data set.
@@ -90,6 +115,9 @@ def text(
     Raises:
         UserError: a setting is out of its range.
     """
+    masking = Masking(**masking) if isinstance(masking, dict) else masking
+    if masking and (packing != "concat" or document_masks):
+        raise UserError("data.masking is for data.packing=concat without data.document_masks.")
     preparation = Preparation(
         corpus=Corpus(
             path=tuple([path] if isinstance(path, str) else path or ()),
@@ -111,6 +139,7 @@ def text(
         seed=seed,
         token_type=token_type,
         shard_tokens=shard_tokens,
+        special_tokens=masking.special_tokens if masking else (),
     )
     if (path is None) == (not domains):
         raise UserError("data needs either data.path, or data.domains with a path each.")
@@ -126,6 +155,7 @@ def text(
         sequence_length=sequence_length,
         packing=packing,
         document_masks=document_masks,
+        masking=masking,
         cache=cache,
         cache_gb=cache_gb,
         shuffle_shards=shuffle_shards,

@@ -65,7 +65,7 @@ def plan(preparations: Mapping[str, Preparation], cache: Path) -> list[Planned]:
         else:
             wanted = p.tokenizer
             words = _hash([wanted and (files_hash(Path(wanted).expanduser()) or wanted)] if wanted else
-                          [p.vocab_size, *documents.values()])  # fmt: skip
+                          [p.vocab_size, *p.special_tokens, *documents.values()])  # fmt: skip
             tokenizer = cache / f"tokenizer-{words}"
         folder = given[name]
         if folder is None:

@@ -114,7 +114,7 @@ def eval_batches(
     """One pass over a held-out set, in its own order: each sample once over all ranks, as many batches on each rank.
 
     Batch b of rank r holds samples b·(micro·world) + r·micro + j. Where samples run out, a batch is filled up with
-    copies whose labels are all -100, so that every batch has `micro_batch_size` samples.
+    copies whose labels are all -100 (NaN where they are no integers), so that each has `micro_batch_size` samples.
 
     Args:
         dataset: the samples.
@@ -135,8 +135,9 @@ def eval_batches(
     for batch in _read(dataset, full, workers):
         yield pinned(batch) if pin_memory else batch
     for start in starts[len(full) :]:
-        samples = [dataset[i] for i in range(start, count)]
-        batch = collate([*samples, *[_without_targets(dataset[0])] * (micro_batch_size - len(samples))])
+        there = max(0, count - start)
+        batch = take(dataset, np.append(np.arange(start, start + there), np.zeros(micro_batch_size - there, np.int64)))
+        _blank(batch, there)
         yield pinned(batch) if pin_memory else batch
 
 
@@ -269,12 +270,12 @@ def pinned(batch: Batch) -> Batch:
     return {name: tensor.pin_memory() for name, tensor in batch.items()}
 
 
-def _without_targets(sample: Mapping[str, Any]) -> dict[str, Any]:
-    if "labels" not in sample:
+def _blank(batch: Batch, there: int) -> None:
+    """Takes the targets from the samples that fill a batch up, those from `there` on."""
+    if "labels" not in batch:
         raise UserError(
             "The held-out samples do not divide evenly over the ranks and have no 'labels' that could be set to -100 "
             "to fill up. Add labels, or make their number a multiple of micro_batch_size x ranks."
         )
-    labels = sample["labels"]
-    blank = torch.full_like(labels, IGNORE) if isinstance(labels, Tensor) else np.full_like(labels, IGNORE)
-    return {**sample, "labels": blank}
+    labels = batch["labels"]
+    labels[there:] = torch.nan if labels.is_floating_point() else IGNORE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,3 +133,62 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = np.multiply(x ^ (x >> np.uint64(30)), np.uint64(0xBF58476D1CE4E5B9))
     x = np.multiply(x ^ (x >> np.uint64(27)), np.uint64(0x94D049BB133111EB))
     return x ^ (x >> np.uint64(31))
+
+
+class LengthGroups:
+    """As `Order`, but rows of about one length come together, so that little of a batch is padding.
+
+    In each epoch the rows are shuffled; of every `WINDOW` groups that so come together the rows are sorted by length,
+    cut into groups again, and the groups shuffled. For sets whose lengths are known and lie in memory.
+    """
+
+    WINDOW = 64
+
+    def __init__(self, lengths: NDArray[np.int32], seed: int, group: int) -> None:
+        self.n, self.seed, self.group, self._lengths = len(lengths), seed, group, lengths
+        self._epochs: dict[int, Integers] = {}
+
+    @overload
+    def __call__(self, position: int) -> int: ...
+    @overload
+    def __call__(self, position: Integers) -> Integers: ...
+    def __call__(self, position: int | Integers) -> int | Integers:
+        """Indices in [0, n) of the rows at `position`, in its shape."""
+        epochs, within = np.divmod(np.asarray(position, dtype=np.int64), self.n)
+        index = np.empty_like(within)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            index[here] = self._epoch(epoch)[within[here]]
+        return index if isinstance(position, np.ndarray) else int(index)
+
+    def _epoch(self, epoch: int) -> Integers:
+        if epoch not in self._epochs:
+            if len(self._epochs) > 1:
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = self._shuffled(epoch)
+        return self._epochs[epoch]
+
+    def _shuffled(self, epoch: int) -> Integers:
+        order = Permutation(self.n, self.seed, epoch)(np.arange(self.n))
+        if self.group == 1:
+            return order
+        windows = np.arange(self.n) // (self.group * self.WINDOW)
+        order = order[np.lexsort((np.arange(self.n), self._lengths[order], windows))]
+        whole = self.n // self.group  # the rows that fill no group stay at the end
+        groups = order[: whole * self.group].reshape(whole, self.group)
+        if whole:
+            groups = groups[Permutation(whole, _derived(self.seed, "groups"), epoch)(np.arange(whole))]
+        return np.concatenate([groups.reshape(-1), order[whole * self.group :]])
+
+
+class EpochOrder:
+    """An order of n samples that tells the epoch too: position -> epoch · n + index."""
+
+    def __init__(self, order: Any, n: int) -> None:
+        self.order, self.n = order, n
+
+    def __call__(self, position: Integers) -> Integers:
+        """Epoch · n + index of the samples at `position`, in its shape."""
+        epochs = np.asarray(position, np.int64) // self.n
+        found: Integers = epochs * self.n + self.order(position)
+        return found

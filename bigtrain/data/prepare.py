@@ -146,7 +146,7 @@ def _tokenizer(planned: Sequence[Planned]) -> None:
                 tokenizers_.take(settings.tokenizer, temporary / "tokenizer")
             else:
                 with Console(stderr=True).status("training the tokenizer"):
-                    trained = tokenizers_.train(_training_texts(planned), settings.vocab_size)
+                    trained = tokenizers_.train(_training_texts(planned), settings.vocab_size, settings.special_tokens)
                 tokenizers_.save(trained, temporary / "tokenizer")
             shutil.rmtree(folder, ignore_errors=True)
             (temporary / "tokenizer").rename(folder)

@@ -70,6 +70,36 @@ class Domain:
     clean: list[dict[str, Any]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Masking:
+    """Tokens to be guessed, chosen anew in each epoch (Devlin et al. 2019; anew: Liu et al. 2019, arXiv:1907.11692)."""
+
+    share: float = 0.15
+    """Of the tokens."""
+    whole_words: bool = False
+    """All tokens of a word together."""
+    masked: float = 0.8
+    """Of the chosen ones so many become the mask, and as many as `random` says another token; the rest stay."""
+    random: float = 0.1
+    spans: bool = False
+    """Spans that a decoder writes (T5, Raffel et al. 2020), in place of single tokens."""
+    mean_span: float = 3.0
+    """Tokens of a span, about."""
+
+    def __post_init__(self) -> None:
+        if self.mean_span < 1:
+            raise UserError(f"data.masking.mean_span={self.mean_span}: at least 1 token.")
+        if not 0 < self.share < 1 or min(self.masked, self.random) < 0 or self.masked + self.random > 1 + 1e-9:
+            raise UserError("data.masking: share between 0 and 1; masked and random at least 0, 1 together at most.")
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """What a tokenizer that is trained for this has beside the end of text."""
+        from bigtrain.data.tokenizer import MASK, SENTINEL, SENTINELS
+
+        return tuple(map(SENTINEL.format, range(SENTINELS))) if self.spans else (MASK,)
+
+
 @dataclass(slots=True)
 class Stage:
     """From `from_tokens` trained tokens on, other weights."""
@@ -102,6 +132,8 @@ class Preparation:
     seed: int
     token_type: Literal["auto", "uint16", "uint32"]
     shard_tokens: int
+    special_tokens: tuple[str, ...] = ()
+    """Of a tokenizer to be trained, beside the end of text."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out < 1:

@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bigtrain.data.settings import Domain, Preparation, Stage, checked_weights
+from bigtrain.data.settings import Domain, Masking, Preparation, Stage, checked_weights
 from bigtrain.data.sources import Source
 from bigtrain.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from bigtrain.data.mixed import HeldOut, MixedSet
+    from bigtrain.data.mixed import MixedSet
     from bigtrain.data.mixing import Mix, Mixing, Piece
     from bigtrain.data.resuming import Changes
     from bigtrain.data.sets import PackedSet
@@ -45,6 +45,7 @@ class TextData:
         sequence_length: int,
         packing: Literal["concat", "best_fit", "none"],
         document_masks: bool = False,
+        masking: Masking | None = None,
         cache: str,
         cache_gb: float,
         shuffle_shards: int | None,
@@ -69,6 +70,7 @@ class TextData:
         self.preparations, self.domains = dict(preparations), dict(domains or {})
         self.stages, self.when_dry = sorted(stages or [], key=lambda stage: stage.from_tokens), when_dry
         self.sequence_length, self.packing, self.document_masks = sequence_length, packing, document_masks
+        self.masking = masking
         self.cache, self.workers = Path(cache).expanduser(), workers
         self.weights = checked_weights(self.domains, self.stages)
         """Of the tokens, by domain; None: by the domains' sizes."""
@@ -166,7 +168,7 @@ class TextData:
         return {domain.name: domain.folder for domain in plan(self.preparations, self.cache)}
 
     @cached_property
-    def train(self) -> PackedSet | MixedSet:
+    def train(self) -> Any:
         """The training samples; of a mixture the domains' laid end to end, with their `order`. Of a run that goes on:
         as they are from its position on.
 
@@ -174,7 +176,7 @@ class TextData:
             UserError: nothing is prepared, it is damaged, or it is shorter than one sequence; or data.exclude is wrong.
         """
         self._check_sizes()
-        return self.train_at(self._position)
+        return self._masked(self.train_at(self._position))
 
     def train_at(self, position: int) -> PackedSet | MixedSet:
         """The training samples as they are read at a position of the run: without what is left out there.
@@ -201,7 +203,7 @@ class TextData:
         return {name: self._set(name, "train", remainder=False) for name in self.preparations}
 
     @cached_property
-    def eval(self) -> PackedSet | HeldOut | None:
+    def eval(self) -> Any:
         """The held-out samples of all domains; of one, every held-out token but the first is a target in exactly one.
         None: none held out."""
         sets = {name: self._set(name, "eval", remainder=True) for name in self.preparations}
@@ -209,15 +211,24 @@ class TextData:
             return None
         from bigtrain.data.mixed import HeldOut
 
-        return HeldOut(sets) if self.mixed else sets[ONE]
+        return self._masked(HeldOut(sets) if self.mixed else sets[ONE])
 
     @cached_property
-    def whole(self) -> PackedSet | HeldOut:
+    def whole(self) -> Any:
         """All training tokens, also those left after the last whole sample: for an evaluation."""
         from bigtrain.data.mixed import HeldOut
 
         sets = {name: self._set(name, "train", remainder=True) for name in self.preparations}
-        return HeldOut(sets) if self.mixed else sets[ONE]
+        return self._masked(HeldOut(sets) if self.mixed else sets[ONE])
+
+    def _masked(self, samples: Any) -> Any:
+        from bigtrain.data.masking import Masked
+
+        return (
+            samples
+            if self.masking is None
+            else Masked(samples, self.masking, self.tokenizer_path, self.preparation.seed)
+        )
 
     @property
     def vocab_size(self) -> int:

@@ -16,12 +16,19 @@ from numpy.typing import NDArray
 from bigtrain.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+MASK = "<|mask|>"
+SENTINEL = "<extra_id_{}>"
+"""Of tokenizers that are trained for masked tokens and masked spans."""
+SENTINELS = 100
 TRAINING_CHARACTERS = 1 << 30
 """A tokenizer is trained on this much of the training documents at most: merges settle long before."""
 
 
-def train(texts: Iterator[str], vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer of at most `vocab_size` entries, with GPT-2's pre-tokeniser (Radford et al., 2019)."""
+def train(texts: Iterator[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> Any:
+    """A byte-level BPE tokenizer of at most `vocab_size` entries, with GPT-2's pre-tokeniser (Radford et al., 2019).
+
+    Beside the end of text it has the `special_tokens`, from id 1 on.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -29,7 +36,7 @@ def train(texts: Iterator[str], vocab_size: int) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *special_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -42,6 +49,8 @@ def save(tokenizer: Any, folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT)
+    if tokenizer.token_to_id(MASK) is not None:
+        special["mask_token"] = MASK
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -57,11 +66,16 @@ def take(given: str, folder: Path) -> None:
     if {"vocab.json", "merges.txt"} <= names and not names & {"tokenizer.json", "tokenizer_config.json"}:
         save(_gpt2(here), folder)
         return
-    if here.exists() and not here.is_dir():
+    packed = [here] if here.is_file() and here.suffix == ".gguf" else []
+    if here.is_dir() and not names & {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}:
+        packed = sorted(here.glob("*.gguf"))
+    if here.exists() and not here.is_dir() and not packed:
         raise UserError(f"data.tokenizer={given} is a file: give the folder that it lies in.")
-    tokenizer = _hugging_face(given, local=here.is_dir())
+    tokenizer = _of_gguf(packed[0]) if len(packed) == 1 else _hugging_face(given, local=here.is_dir())
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"data.tokenizer={given} has no fast form (tokenizer.json), which bigtrain needs.")
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:  # BERT's
+        tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.eos_token_id is None:
         raise UserError(f"data.tokenizer={given} names no end-of-text token (eos_token in tokenizer_config.json).")
     if tokenizer.pad_token is None:
@@ -93,6 +107,25 @@ def _gpt2(folder: Path) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END_OF_TEXT])
     return tokenizer
+
+
+def load(folder: Path) -> Any:
+    """The saved tokenizer, as transformers reads it."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+
+def _of_gguf(file: Path) -> Any:
+    """The tokenizer inside a GGUF file, with its chat template."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    except ImportError as error:
+        raise UserError(f"data.tokenizer={file} needs the gguf package: pip install 'bigtrain[gguf]'.") from error
+    except Exception as error:  # of any kind: it is the user's file
+        raise UserError(f"data.tokenizer={file}: transformers cannot read it: {error}") from error
 
 
 def _hugging_face(given: str, local: bool) -> Any:

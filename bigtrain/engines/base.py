@@ -25,7 +25,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Objective(Protocol):
-    """What is minimised."""
+    """What is minimised.
+
+    An evaluation measures more than the loss where the objective has two methods besides: `tally(model, batch)`, a
+    vector (K,) of sums over the batch's targets, the loss first; and `summary(sums, targets)`, the metrics that the
+    vector's sum over all batches and ranks gives. As they are sums, no batch is kept and no sample counted twice.
+    """
 
     def count(self, batch: Batch) -> int:
         """Targets in a batch (on the CPU)."""
@@ -63,8 +68,9 @@ class Engine(Protocol):
         """Forward and backward of each micro-batch (on the CPU, always `accumulation` of them), divide by `targets`
         (of the whole step, over all ranks), reduce, clip, and step with lr = each group's base lr × `lr_factor`."""
 
-    def eval_loss(self, batch: Batch) -> Tensor:
-        """This rank's sum of losses, without a gradient or dropout. Call it equally often on every rank (zero3)."""
+    def tally(self, batch: Batch) -> Tensor:
+        """This rank's sums over a batch (K,), of the losses first, without a gradient or dropout: see `Objective`. Call
+        it equally often on every rank (zero3)."""
 
     def fragments(self, stateful: Collection[str] = ()) -> list[Fragment]:
         """Live views of everything to be saved that this rank holds. `stateful` names the parameters whose optimizer
@@ -87,6 +93,19 @@ class Engine(Protocol):
         """Remove hooks and patches, so that another engine can be built in this process."""
 
 
+def tally(objective: Objective, model: nn.Module, batch: Batch) -> Tensor:
+    """What an evaluation adds up over a batch (K,): the objective's own sums, or its loss alone."""
+    own = getattr(objective, "tally", None)
+    sums: Tensor = objective.loss(model, batch).reshape(1) if own is None else own(model, batch)
+    return sums
+
+
+def summary(objective: Objective, sums: Tensor, targets: int) -> tuple[float, dict[str, float]]:
+    """(mean loss, metrics) of the sums (K,) over all batches and ranks, and the targets in them."""
+    loss, own = float(sums[0]) / max(targets, 1), getattr(objective, "summary", None)
+    return loss, objective.metrics(loss) if own is None else own(sums.cpu(), max(targets, 1))
+
+
 class Step(nn.Module):
     """Model and objective as one module, so that the loss is computed inside DDP's or DeepSpeed's forward."""
 
@@ -107,11 +126,13 @@ class Step(nn.Module):
         self.dtype = dtype
 
     def forward(self, batch: Batch) -> Tensor:
-        """Sum of losses over the targets of the batch."""
+        """Sum of losses over the targets of the batch; where the model is in eval mode, all that is added up there."""
         # DeepSpeed's weights are in low precision already; with autocast as well, a model that works under one engine
         # works under all (fp32 buffers meet bf16 activations), and norms and softmax are computed alike.
         autocast = torch.autocast(self._device, self.dtype if self._autocast else None, enabled=self._autocast)
         with autocast, offloaded(self.activation_offload):
+            if not self.model.training:
+                return tally(self.objective, self.model, batch)
             return self.objective.loss(self.model, batch)
 
     def settings(self) -> dict[str, Any]:

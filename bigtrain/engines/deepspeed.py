@@ -146,11 +146,11 @@ class DeepSpeedEngine:
         return StepResult(loss, norm, may_overflow=self._dtype is torch.float16)
 
     @torch.no_grad()
-    def eval_loss(self, batch: Batch) -> Tensor:
-        """See `Engine.eval_loss`."""
+    def tally(self, batch: Batch) -> Tensor:
+        """See `Engine.tally`."""
         self.model.eval()
-        loss: Tensor = self._engine(self._here(batch)) / self._holders
-        return loss
+        sums: Tensor = self._engine(self._here(batch)) / self._holders
+        return sums
 
     def _here(self, batch: Batch) -> Batch:
         """What of the batch is this rank's, on the device."""

@@ -140,11 +140,11 @@ class PlainEngine:
         return get_total_norm(gradients)
 
     @torch.no_grad()
-    def eval_loss(self, batch: Batch) -> Tensor:
-        """See `Engine.eval_loss`."""
+    def tally(self, batch: Batch) -> Tensor:
+        """See `Engine.tally`."""
         self.model.eval()
-        loss: Tensor = self._step(to_device(batch, self.device))
-        return loss
+        sums: Tensor = self._step(to_device(batch, self.device))
+        return sums
 
     def fragments(self, stateful: Collection[str] = ()) -> list[Fragment]:
         """Whole parameters; the ranks take turns in writing them."""

@@ -1,8 +1,10 @@
-"""Models: the native decoder, and any causal language model of transformers. Importing this imports no torch."""
+"""Models: bigtrain's own, and any of transformers. Importing this imports no torch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
+
+from bigtrain.models.lora import Lora
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,22 +73,46 @@ def hugging_face(
     *,
     path: str | None = None,
     config: dict[str, Any] | None = None,
+    task: Literal[
+        "causal_lm", "masked_lm", "sequence_classification", "token_classification", "seq2seq", "image_classification"
+    ] = "causal_lm",
     vocab_size: int | None = None,
+    classes: int | None = None,
     sequence_length: int | None = None,
     attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa",
+    lora: Lora | None = None,
+    teacher: str | None = None,
+    allow_missing: bool = False,
 ) -> nn.Module:
-    """Any causal language model of `transformers`: `bigtrain.models.wrapped.HuggingFace`. No remote code is ever run.
+    """Any model of `transformers` for a task. No remote code is ever run.
 
     Args:
         path: pretrained weights: a folder, a GGUF file (or a folder with one), or a hub name.
         config: instead of a path: `model_type` and any settings of that model's configuration; weights are random.
+        task: which of transformers' Auto classes; it goes with the objective of the same name.
         vocab_size: tokens; by default the tokenizer's. Pretrained weights may know more, not fewer.
+        classes: of a classifier's head; by default the data's.
         sequence_length: longest sequence, in tokens; checked against pretrained weights.
         attention: which implementation of attention transformers is to use.
+        lora: low-rank adapters (`bigtrain.models.adapters.Lora`): `{rank: 16, alpha: 32, …}`; all else is frozen.
+        teacher: the path of a frozen model beside this one: the reference of `objective=dpo`, the teacher of
+            `objective=distillation`.
+        allow_missing: take pretrained weights that lack some of the model's, or have more than those.
 
     Raises:
-        UserError: both or neither of path and config, no such path, not a causal language model.
+        UserError: both or neither of path and config, no such path, no model for this task, weights that do not fit.
     """
     from bigtrain.models.wrapped import build_hugging_face
 
-    return build_hugging_face(path, config, vocab_size, sequence_length, attention)
+    return build_hugging_face(
+        path,
+        config,
+        task=task,
+        vocab_size=vocab_size,
+        classes=classes,
+        sequence_length=sequence_length,
+        attention=attention,
+        lora=Lora(**lora) if isinstance(lora, dict) else lora,
+        teacher=teacher,
+        allow_missing=allow_missing,
+    )

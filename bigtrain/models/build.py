@@ -22,8 +22,8 @@ def build_decoder(preset: str | None, path: str | None, given: dict[str, Any], d
     if path is None:
         return Decoder(resolve(preset, given), dropout)
     from bigtrain.models.hf import shape_of, tensors_of
+    from bigtrain.models.pretrained import load_gguf
     from bigtrain.models.source import Source, locate, read_config
-    from bigtrain.models.wrapped import load_gguf
 
     place = locate(path)
     if place.is_file():

@@ -239,6 +239,7 @@ def save_hugging_face(model: nn.Module, out: str | Path, tokenizer_path: str | P
     The folder appears whole or not at all; an earlier export in the same place is replaced, anything else is left
     alone with a `UserError`.
     """
+    from bigtrain.models.tasks import HuggingFaceTask
     from bigtrain.models.wrapped import HuggingFace
 
     out = Path(out)
@@ -248,8 +249,8 @@ def save_hugging_face(model: nn.Module, out: str | Path, tokenizer_path: str | P
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         fresh, old = Path(scratch, "new"), Path(scratch, "old")
         fresh.mkdir()
-        if isinstance(model, HuggingFace):
-            config, generation = model.config, model.hf.generation_config
+        if isinstance(model, HuggingFace | HuggingFaceTask):
+            config, generation = model.config, getattr(model.hf, "generation_config", None)
             _name_special_tokens(config, generation, fresh, tokenizer_path)
             model.hf.save_pretrained(fresh, max_shard_size=SHARD)
         elif isinstance(model, Decoder):

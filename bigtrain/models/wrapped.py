@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bigtrain.errors import UserError, nearest
+from bigtrain.errors import UserError
+from bigtrain.models.adapters import add_adapters
 from bigtrain.models.build import whole_modules
+from bigtrain.models.lora import Lora
 from bigtrain.models.masks import within_documents
 from bigtrain.models.native import Exchange, Head, check_heads
-from bigtrain.models.source import locate, need_gguf, read_config, reason
+from bigtrain.models.pretrained import from_config, pretrained
+from bigtrain.models.tasks import HuggingFaceSeq2Seq, HuggingFaceTask
 from bigtrain.telemetry.meters import matmul_parameters, training_flops_per_token
 
 _STYLES: dict[str, dict[str, Any]] = {
@@ -41,13 +43,32 @@ class HuggingFace(nn.Module):
         """Whether a document is computed as if alone where its positions start from 0 again."""
         self._core: Callable[..., Any] | None = None
         """The attention that others now stand in front of."""
+        self.teacher: HuggingFace | None = None
+        """A frozen model beside it: a reference for preferences, a teacher for distillation."""
+
+    def stand_beside(self, teacher: HuggingFace, path: str) -> None:
+        """Take a frozen model along; a `UserError` where it has other tokens."""
+        own, theirs = (each.hf.get_input_embeddings().weight.shape[0] for each in (self, teacher))
+        if own != theirs:
+            raise UserError(f"model.teacher={path} knows {theirs} tokens and the model {own}: they must be the same.")
+        self.teacher = teacher.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> HuggingFace:
+        """As of any module, but the teacher stays as it is."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
 
     @property
     def flops_per_token(self) -> float | None:
-        """FLOPs of forward and backward for one token at `sequence_length`, for MFU; None where it is not known."""
+        """FLOPs of forward and backward for one token at `sequence_length`, for MFU; None where it is not known, or
+        where a part of the model is frozen."""
         text = self.config.get_text_config()
         heads, width = getattr(text, "num_attention_heads", None), getattr(text, "hidden_size", None)
         if not (self.sequence_length and heads and width and hasattr(text, "num_hidden_layers")):
+            return None
+        if self.teacher is not None or not all(parameter.requires_grad for parameter in self.parameters()):
             return None
         looked_up = self.hf.get_input_embeddings().weight
         tied = looked_up is getattr(self.hf.get_output_embeddings(), "weight", None)
@@ -179,91 +200,44 @@ class HuggingFaceLinearHead(HuggingFace):
 
 
 def build_hugging_face(
-    path: str | None, config: dict[str, Any] | None, vocab_size: int | None, sequence_length: int | None, attention: str
-) -> HuggingFace:
+    path: str | None,
+    config: dict[str, Any] | None,
+    *,
+    task: str,
+    vocab_size: int | None,
+    classes: int | None,
+    sequence_length: int | None,
+    attention: str,
+    lora: Lora | None,
+    teacher: str | None,
+    allow_missing: bool,
+) -> HuggingFace | HuggingFaceTask:
     """`bigtrain.models.hugging_face`."""
     if (path is None) == (config is None):
         raise UserError("model=hugging_face needs one of model.path (pretrained) and model.config (from scratch).")
+    if teacher is not None and task != "causal_lm":
+        raise UserError(f"model.teacher stands beside causal language models, and this is model.task={task}.")
     with whole_modules():
-        hf = _pretrained(path, attention) if path is not None else _fresh(config or {}, vocab_size, attention)
-        _check_fit(hf, path, vocab_size, sequence_length)
-        model = HuggingFaceLinearHead(hf) if _linear_head(hf) else HuggingFace(hf)
-        model.sequence_length, model.keeps_apart = sequence_length, _keeps_apart(hf)
+        fresh: list[str] = []
+        if path is not None:
+            hf, fresh = pretrained(path, task, attention, classes, allow_missing)
+        else:
+            hf = from_config(config or {}, task, vocab_size, classes, attention)
+        if task != "image_classification":
+            _check_fit(hf, path, vocab_size, sequence_length)
+        model: HuggingFace | HuggingFaceTask
+        if task == "causal_lm":
+            model = HuggingFaceLinearHead(hf) if _linear_head(hf) else HuggingFace(hf)
+            model.sequence_length, model.keeps_apart = sequence_length, _keeps_apart(hf)
+        else:
+            model = HuggingFaceSeq2Seq(hf, task) if task == "seq2seq" else HuggingFaceTask(hf, task)
+        if lora is not None:
+            add_adapters(hf, lora, fresh)
+        if teacher is not None:
+            other, _ = pretrained(teacher, task, attention, None, False)
+            assert isinstance(model, HuggingFace)
+            model.stand_beside(HuggingFace(other), teacher)
         return model
-
-
-def _pretrained(path: str, attention: str) -> Any:
-    place = locate(path)
-    if place.is_file():
-        return load_gguf(place, attention)
-    config = read_config(place, path)
-    _check_causal(config, f"model.path={path}")
-    from transformers import AutoModelForCausalLM
-
-    try:
-        hf, found = AutoModelForCausalLM.from_pretrained(
-            place,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=attention,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # of any kind, from any of its loaders: it is the user's folder
-        raise UserError(f"model.path={path}: transformers cannot load it: {reason(error)}") from error
-    lost = sorted(found["missing_keys"]) + [key[0] for key in found["mismatched_keys"]]
-    if lost:  # transformers would make these up, and go on
-        raise UserError(f"model.path={path}: the weights lack {lost[0]}, or it has another shape than the config says.")
-    return hf
-
-
-def _fresh(config: dict[str, Any], vocab_size: int | None, attention: str) -> Any:
-    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
-
-    kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        close = nearest(str(kind), CONFIG_MAPPING.keys()) if kind else " Give one, such as llama."
-        raise UserError(f"model.config.model_type: transformers has no '{kind}'.{close}")
-    settings = {"vocab_size": vocab_size} if vocab_size is not None else {}
-    settings |= {key: value for key, value in config.items() if key != "model_type"}
-    known = vars(AutoConfig.for_model(kind)) | dict.fromkeys(CONFIG_MAPPING[kind].attribute_map)
-    for key in settings:
-        if key not in known:
-            raise UserError(f"model.config: {kind} has no setting '{key}'.{nearest(key, known)}")
-    try:
-        made = AutoConfig.for_model(kind, **settings)
-        _check_causal(made, f"model.config.model_type={kind}")
-        return AutoModelForCausalLM.from_config(made, attn_implementation=attention, dtype=torch.float32)
-    except Exception as error:  # of any kind, from any of its models: they are the user's numbers
-        raise UserError(f"model.config: transformers cannot make this {kind}: {reason(error)}") from error
-
-
-def load_gguf(place: Path, attention: str) -> Any:
-    """The transformers model of a GGUF file, its weights spread to fp32, and with nothing left that says quantised."""
-    need_gguf(place)
-    from transformers import AutoModelForCausalLM
-
-    with whole_modules():
-        try:
-            read = AutoModelForCausalLM.from_pretrained(
-                place.parent, gguf_file=place.name, dtype=torch.float32, attn_implementation=attention
-            )
-        except Exception as error:  # of any kind: it is the user's file
-            raise UserError(f"model.path={place}: transformers cannot load it: {reason(error)}") from error
-        settings = read.config.to_dict()
-        settings.pop("quantization_config", None)  # with it, save_pretrained refuses the weights
-        config = type(read.config)(**settings)
-        clean = type(read)._from_config(config, attn_implementation=attention, dtype=torch.float32)
-        clean.load_state_dict(read.state_dict())
-        clean.generation_config = read.generation_config
-        return clean
-
-
-def _check_causal(config: Any, what: str) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(f"{what} is a {config.model_type}, which is not a causal language model.")
 
 
 def _check_fit(hf: Any, path: str | None, vocab_size: int | None, sequence_length: int | None) -> None:

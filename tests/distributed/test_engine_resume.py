@@ -72,7 +72,7 @@ def go_on(ranks: Any, name: str, precision: str, build_optimizer: Any, **changes
             targets = tiny.NextToken().count(tiny.batch_of(step))
             result = engine.train_step(part(step), targets, tiny.factor(step))
             out.append((float(sum_over_ranks(result.loss.clone())), float(result.grad_norm)))
-        return [*out, float(engine.eval_loss(part(0)[0])), copies(engine.fragments())]
+        return [*out, float(engine.tally(part(0)[0])), copies(engine.fragments())]
 
     engine = build_engine(config, build_model, tiny.NextToken(), build_optimizer, ranks)
     before = copies(engine.fragments())

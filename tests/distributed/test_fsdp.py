@@ -137,11 +137,11 @@ def trains(ranks: Ranks) -> dict[str, Any]:
     engine = build(ranks, tiny.gpt2)
     for number in range(3):
         step(ranks, engine, number)
-        answers["evals"].append(float(engine.eval_loss(batch)))
+        answers["evals"].append(float(engine.tally(batch)))
     for fragment in engine.fragments():  # gathered weights of the evaluation must not outlive what is loaded
         fragment.tensors["weight"].zero_()
     engine.loaded()
-    answers["zeros"] = float(engine.eval_loss(batch)) / tiny.NextToken().count(batch)
+    answers["zeros"] = float(engine.tally(batch)) / tiny.NextToken().count(batch)
     engine.close()
 
     if hasattr(torch.distributed.fsdp.FSDPModule, "set_reduce_scatter_unused_params"):
@@ -184,7 +184,7 @@ def alone(ranks: Ranks) -> list[list[float]]:
     losses = []
     for number in range(3):
         engine.train_step([tiny.batch_of(number)], tiny.NextToken().count(tiny.batch_of(number)), 1.0)
-        losses.append([float(engine.eval_loss(tiny.micro_batches(30, rank, 2, 2)[0])) for rank in range(2)])
+        losses.append([float(engine.tally(tiny.micro_batches(30, rank, 2, 2)[0])) for rank in range(2)])
     return losses
 
 

@@ -83,7 +83,7 @@ def steps(
         result = engine.train_step(mine(step), targets, tiny.factor(step))
         losses.append(float(sum_over_ranks(result.loss.clone())))
         norms.append(float(result.grad_norm))
-    held_out = sum(float(sum_over_ranks(engine.eval_loss(batch).clone())) for batch in mine(100))
+    held_out = sum(float(sum_over_ranks(engine.tally(batch).clone())) for batch in mine(100))
     return losses, norms, held_out
 
 
