@@ -22,8 +22,8 @@ class Masked:
     """The samples of a text set with tokens taken out.
 
     Of single tokens: `input_ids` (B, S) with masks in them and `labels` (B, S), -100 where nothing was chosen. Of
-    spans: `input_ids` with a sentinel in the place of each, and `labels`, every sentinel with its span behind it. What is
-    padding is not chosen, and has 0 in an `attention_mask`, which is there where padding is.
+    spans: `input_ids` with a sentinel in the place of each, and `labels`, every sentinel with its span behind it. What
+    is padding is not chosen, and has 0 in an `attention_mask`, which is there where padding is.
     """
 
     def __init__(self, inner: Any, masking: Masking, tokenizer: Path, seed: int) -> None:

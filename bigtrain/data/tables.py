@@ -102,6 +102,8 @@ class Table:
 
 def column(table: pa.Table, name: str, setting: str) -> list[Any]:
     """A column's values; a `UserError` that names the setting and the columns that there are."""
+    if name not in table.column_names and "." in name:  # a field of a column of records: translation.de
+        table = table.flatten()
     if name not in table.column_names:
         raise UserError(
             f"data.{setting}={name}: there is no such column; there are {', '.join(table.column_names)}."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +32,35 @@ def pretrained(path: str, task: str, attention: str, classes: int | None, allowe
     if classes is not None and task in WITH_CLASSES:
         config.num_labels = classes
     try:
-        hf, found = auto_class(task).from_pretrained(
-            place,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=attention,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        with _silent():
+            hf, found = auto_class(task).from_pretrained(
+                place,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except Exception as error:  # of any kind, from any of its loaders: it is the user's folder
         raise UserError(f"model.path={path}: transformers cannot load it: {reason(error)}") from error
     return hf, _check_loaded(hf, found, path, task, allowed)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without transformers' bars and its table of weights: what matters of it is said here, on one line."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def from_config(config: dict[str, Any], task: str, vocab_size: int | None, classes: int | None, attention: str) -> Any:
@@ -79,9 +98,10 @@ def load_gguf(place: Path, attention: str) -> Any:
 
     with whole_modules():
         try:
-            read = AutoModelForCausalLM.from_pretrained(
-                place.parent, gguf_file=place.name, dtype=torch.float32, attn_implementation=attention
-            )
+            with _silent():
+                read = AutoModelForCausalLM.from_pretrained(
+                    place.parent, gguf_file=place.name, dtype=torch.float32, attn_implementation=attention
+                )
         except Exception as error:  # of any kind: it is the user's file
             raise UserError(f"model.path={place}: transformers cannot load it: {reason(error)}") from error
         settings = read.config.to_dict()

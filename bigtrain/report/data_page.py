@@ -66,7 +66,11 @@ def report_on(data: Any, run_dir: Path | None = None) -> list[Path]:
     an object store. A folder that cannot be written to, as others' may be, is left without.
     """
     folders = getattr(data, "folders", None) or {"data": getattr(data, "folder", None)}
-    here = {name: folder for name, folder in folders.items() if isinstance(folder, Path) and folder.is_dir()}
+    here = {
+        name: folder
+        for name, folder in folders.items()
+        if isinstance(folder, Path) and (folder / "manifest.json").is_file()
+    }
     if run_dir is not None:
         return [write_data_report(here, run_dir / FILE_NAME, getattr(data, "weights", None))] if here else []
     written = []
