@@ -81,6 +81,8 @@ def from_config(config: dict[str, Any], task: str, vocab_size: int | None, class
             raise UserError(f"model.config: {kind} has no setting '{key}'.{nearest(key, known)}")
     if classes is not None and task in WITH_CLASSES:
         settings["num_labels"] = classes
+    if task == "seq2seq":
+        settings.setdefault("decoder_start_token_id", 0)
     try:
         made = AutoConfig.for_model(kind, **settings)
         check_task(made, task, f"model.config.model_type={kind}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bigtrain.objectives.causal import CausalLM
-    from bigtrain.objectives.classification import Classification, Regression
+    from bigtrain.objectives.labelled import Classification, Regression
     from bigtrain.objectives.taught import DPO, Distillation
     from bigtrain.objectives.tokens import MaskedLM, Seq2Seq
 
@@ -33,14 +33,14 @@ def classification(*, label_smoothing: float = 0.0) -> Classification:
     Args:
         label_smoothing: this share of a label is spread over all classes (Szegedy et al. 2016), while training.
     """
-    from bigtrain.objectives.classification import Classification
+    from bigtrain.objectives.labelled import Classification
 
     return Classification(label_smoothing)
 
 
 def regression() -> Regression:
     """A number: the squared error. It has no settings."""
-    from bigtrain.objectives.classification import Regression
+    from bigtrain.objectives.labelled import Regression
 
     return Regression()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bigtrain.errors import UserError
-from bigtrain.objectives.classification import logits_of
+from bigtrain.objectives.labelled import logits_of
 from bigtrain.objectives.losses import IGNORE, cross_entropy
 
 
