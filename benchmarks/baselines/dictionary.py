@@ -1,0 +1,169 @@
+"""Sentence pairs from a German-English dictionary, and what a model trained on them must beat: word-by-word look-up.
+
+    python benchmarks/baselines/dictionary.py prepare DE_EN_TXT PAIRS.tsv
+    python benchmarks/baselines/dictionary.py score DE_EN_TXT PAIRS.held_out.tsv
+
+DE_EN_TXT is the dictionary of TU Chemnitz (GPL, never shipped here): a line is `German :: English`, both sides hold as
+many variants, split by `|`, and a variant holds synonyms, split by `;`. {m}, [geogr.], (comments), <spellings> and
+/ABBR/ are annotations. `prepare` writes all pairs as `German<TAB>English`, and beside them PAIRS.train.tsv and
+PAIRS.held_out.tsv. `score` prints one line of JSON with the look-up's BLEU and chrF.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+HELD_OUT = 20
+"""One German sentence of so many is held out."""
+
+ANNOTATION = re.compile(r"\[[^\]]*\]|\{[^}]*\}|<[^>]*>|(?<!\S)/\S(?:[^/|]*\S)?/(?=[\s.!?,]|$)")
+COMMENT = re.compile(r"\([^()]*\)")
+WORD = re.compile(r"\w+")
+SENTENCE = re.compile(r"[„“\"‚‘]?[A-ZÄÖÜ0-9][^/…]*[.!?][”“\"’‘]?")
+PLACEHOLDER = re.compile(r"\b(jdn?|jdm|jds|etw|sb|sth)\b")
+DROPPED_DE = re.compile(r"^(?:(?:jdn|jdm|jds|etw)\.[ /]*|(?:sich|der|die|das|ein|eine|ich|du|er|sie|es|wir|ihr)[ /]+)+")
+DROPPED_EN = re.compile(r"^(?:(?:to|the|an?|I|you|he|she|it|we|they)[ /]+)+|[ /]*\b(?:sb|sth)\.(?:’s)?")
+SUFFIXES = ("e", "n", "s", "t", "en", "er", "es", "em", "st", "te", "ten", "est", "ens", "ete", "eten", "ern")
+ARTICLES = {"am": "on the", "beim": "at the", "dem": "the", "den": "the", "des": "of the", "im": "in the"}
+ARTICLES |= {"vom": "from the", "zum": "to the", "zur": "to the"}
+"""What the dictionary lists as pronouns, or not at all."""
+
+Pair = tuple[str, str]
+
+
+def variants(lines: Iterable[str]) -> Iterator[Pair]:
+    """Each German part with its English part, without annotations. Variants are matched by their place; so are the
+    synonyms where both sides have as many, and else each German one goes with the first English one."""
+    for line in lines:
+        if line.startswith("#") or " :: " not in line:
+            continue
+        # Annotations go first: they hold separators too. Comments may hold annotations, and comments.
+        sides = (COMMENT.sub("", COMMENT.sub("", ANNOTATION.sub("", side))) for side in line.split(" :: ", 1))
+        german, english = (side.split("|") for side in sides)
+        if len(german) != len(english):
+            continue
+        for de, en in zip(german, english, strict=True):
+            left, right = ([" ".join(part.split()) for part in side.split(";")] for side in (de, en))
+            for number, part in enumerate(left):
+                other = right[number if len(left) == len(right) else 0]
+                if part and other:
+                    yield re.sub(r" (?=[.,!?])", "", part), re.sub(r" (?=[.,!?])", "", other)
+
+
+def sentence_pairs(lines: Iterable[str]) -> list[Pair]:
+    """Full sentences: both sides begin with a capital letter or a figure and end with . ! or ?, the German one has
+    three words or more, and neither has a placeholder (jdn., sth.), a choice (a/b) or an omission (…).
+
+    Of sentences with the same letters and figures, German or English, only the first pair stays: a text that is held
+    out cannot have been learnt in another spelling, nor as the translation of another wording."""
+    found, seen = [], set()
+    for de, en in variants(lines):
+        full = SENTENCE.fullmatch(de) and SENTENCE.fullmatch(en) and len(de.split()) >= 3
+        names = {"de" + letters(de), "en" + letters(en)}
+        if full and not PLACEHOLDER.search(de) and not PLACEHOLDER.search(en) and not names & seen:
+            seen |= names
+            found.append((de, en))
+    return found
+
+
+def letters(text: str) -> str:
+    """What near-copies share: letters and figures, without case."""
+    return "".join(sign for sign in unicodedata.normalize("NFKC", text).casefold() if sign.isalnum())
+
+
+def held_out(german: str) -> bool:
+    """Whether a sentence is for evaluation: decided by its letters alone, so the same in any set and any order."""
+    return int(hashlib.sha256(letters(german).encode()).hexdigest()[:8], 16) % HELD_OUT == 0
+
+
+class Dictionary:
+    """Single German words with a translation each: of the shortest ones that whose words English uses most."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        """Reads the entries whose German side is one word, apart from articles, pronouns and placeholders. How often
+        English uses a word is counted in all entries but the sentences that are held out."""
+        used: Counter[str] = Counter()
+        choices: dict[str, set[str]] = defaultdict(set)
+        for de, en in variants(lines):
+            if SENTENCE.fullmatch(en) and held_out(de):
+                continue
+            used.update(WORD.findall(en.lower()))
+            word, translation = DROPPED_DE.sub("", de), " ".join(DROPPED_EN.sub("", en).split()) or en
+            if WORD.fullmatch(word) and len(translation.split()) <= 3:
+                choices[word].add(translation)
+
+        def rank(english: str) -> tuple[int, int, str]:
+            return (
+                len(english.split()),
+                -min((used[word] for word in WORD.findall(english.lower())), default=0),
+                english,
+            )
+
+        self.words = {word: min(of, key=rank) for word, of in choices.items()} | ARTICLES
+
+    def translate(self, sentence: str) -> str:
+        """Word by word, all other signs left where they are; a word that is not found stays as it is."""
+        german = sentence[:1].lower() + sentence[1:]
+        first = WORD.match(german)  # a word in lower case rather than a noun: it stands at the beginning
+        english = WORD.sub(self._word, german if first and first[0] in self.words else sentence)
+        return english[:1].upper() + english[1:]
+
+    def _word(self, found: re.Match[str]) -> str:
+        """As it is written, in lower case, as a noun; without an ending of inflection; then as an infinitive too."""
+        german = found[0]
+        long = len(german) > 3
+        stems = [german.removesuffix(suffix) for suffix in SUFFIXES if long and german.endswith(suffix)]
+        for base in (german, *stems, *(stem + ending for stem in stems for ending in ("en", "n", "e"))):
+            for form in (base, base.lower(), base.capitalize()):
+                if form in self.words:
+                    return self.words[form]
+        return german
+
+
+def score(dictionary: Dictionary, pairs: Iterable[Pair]) -> dict[str, float]:
+    """`{"bleu", "chrf", "pairs"}` of the look-up, as sacrebleu has them."""
+    from bigtrain.text_metrics import Bleu, ChrF
+
+    translated = [(dictionary.translate(de), [en]) for de, en in pairs]
+    found: dict[str, float] = {}
+    for metric in (Bleu(), ChrF()):
+        found |= metric.score(sum(metric.statistics(*sample) for sample in translated))
+    return found | {"pairs": len(translated)}
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    return [(de, en) for de, en in rows]
+
+
+def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
+    path.write_text("".join(f"{de}\t{en}\n" for de, en in pairs), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("prepare", "score"))
+    parser.add_argument("dictionary", type=Path, metavar="DE_EN_TXT")
+    parser.add_argument("pairs", type=Path, metavar="PAIRS.tsv")
+    given = parser.parse_args()
+    lines = given.dictionary.read_text(encoding="utf-8").splitlines()
+    if given.command == "score":
+        print(json.dumps(score(Dictionary(lines), read_pairs(given.pairs))))
+        return
+    pairs = sentence_pairs(lines)
+    train, apart = ([pair for pair in pairs if held_out(pair[0]) is out] for out in (False, True))
+    write_pairs(given.pairs, pairs)
+    write_pairs(given.pairs.with_suffix(".train.tsv"), train)
+    write_pairs(given.pairs.with_suffix(".held_out.tsv"), apart)
+    print(json.dumps({"pairs": len(pairs), "train": len(train), "held_out": len(apart)}))
+
+
+if __name__ == "__main__":
+    main()
