@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigtrain import written
 from bigtrain.config.components import build
 from bigtrain.config.compose import Composer, compose_data
 from bigtrain.config.rules import held_out_samples
@@ -24,17 +25,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUMMARY = """\
-Loss and perplexity: of a run on its own held-out text, or of any model on any text.
+Loss and metrics: of a run on its own held-out split, or of any model on any data.
 
   bigtrain evaluate runs/quickstart/20250101-120000
   bigtrain evaluate RUN/checkpoints/step_00000200 --json
   bigtrain evaluate RUN data.path=other.txt            all of that text (a share of it: data.held_out=0.1)
   bigtrain evaluate RUN/export data=moby_dick          the held-out split of that data
+  bigtrain evaluate RUN task=translation --beams 5     what it writes: BLEU and chrF (task=summarisation: ROUGE)
+  bigtrain evaluate RUN --picture confusion.svg        a classifier's confusion matrix
 
-Other data is prepared with the model's own tokenizer. Overrides are laid over the run's own configuration: data=D,
-data.*, precision.name=fp32, trainer.eval_batches=N; model._target_=my.Model says that a model of yours may be used."""
+What is measured is what the run's objective says: perplexity and bits per byte, or accuracy, precision, recall and F1,
+or errors. Other data is prepared with the model's own tokenizer. Overrides are laid over the run's own configuration:
+data=D, data.*, precision.name=fp32, trainer.eval_batches=N; model._target_=my.Model says that a model of yours may be
+used."""
 
-TASKS = ("language_modelling",)
+TASKS = ("language_modelling", *written.TASKS)
+OF_TASK = {
+    "causal_lm": "causal_lm",
+    "masked_lm": "masked_lm",
+    "sequence_classification": "classification",
+    "token_classification": "classification",
+    "image_classification": "classification",
+    "seq2seq": "seq2seq",
+}
+"""The objective of a Hugging Face folder, by the task of its model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +67,9 @@ class Evaluation:
     """What was evaluated, in words."""
     targets: int
     precision: str
+    confusion: list[list[int]] | None = None
+    """A classifier's: rows are the true classes."""
+    label_names: list[str] | None = None
 
 
 def evaluate(
@@ -62,8 +79,10 @@ def evaluate(
     config_dirs: Sequence[str] = (),
     batch_size: int | None = None,
     device: Device = "auto",
+    beams: int = 4,
+    out: Path | None = None,
 ) -> Evaluation:
-    """The mean loss over all targets of the model at `path`.
+    """The mean loss over all targets of the model at `path`, and what its objective measures.
 
     Without `data` overrides it is the run's own held-out split, the samples and the precision of the training's
     evaluations: the loss of its last line of metrics.jsonl comes out again.
@@ -73,6 +92,8 @@ def evaluate(
         overrides: `data=…`, `data.…=…` and other settings of a run.
         config_dirs: folders of the user's own with a `data/` group.
         batch_size: samples at once; None: the run's trainer.micro_batch_size.
+        beams: of the search, where a task is to write texts; 1: greedy.
+        out: a file for those texts.
 
     Raises:
         UserError: see `load_trained`; no text to evaluate, one that changed since training, or tokens that the model
@@ -80,7 +101,7 @@ def evaluate(
     """
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch-size must be at least 1, not {batch_size}.")
-    overrides = _without_task(overrides)
+    task, overrides = _task(overrides)
     chosen = [text for text in overrides if text.lstrip("+~").startswith(("data=", "data."))]
     rest = [text for text in overrides if text not in chosen]
     trained = load_trained(path, overrides=rest, device=device)
@@ -89,7 +110,8 @@ def evaluate(
         raise UserError(
             f"{path} is a Hugging Face folder without a held-out text: name one, as data.path=FILE or data=D."
         )
-    objective: Component = {"_target_": "bigtrain.objectives.causal_lm"}
+    kind = OF_TASK[getattr(trained.model, "task", "causal_lm")]
+    objective: Component = {"_target_": f"bigtrain.objectives.{kind}"}
     if config is not None:
         objective = own_component(trained, "objective", overrides)
     component = other_data(trained, chosen, config_dirs) if chosen else own_component(trained, "data", overrides)
@@ -119,8 +141,16 @@ def evaluate(
     built = build(objective, "objective")
     sums, targets = add_up(trained, built, samples, size, precision)
     loss, metrics = summary(built, sums, targets)
+    if (kind == "causal_lm" and config is None) or objective["_target_"] == "bigtrain.objectives.causal_lm":
+        metrics |= bits_per_byte(trained, samples, loss * targets)
+    if task in written.TASKS:
+        longest = component.get("target_length") or 128
+        metrics |= written.measure(trained, samples, task, batch_size=size, beams=beams, longest=longest, out=out)
     step, tokens = trained.progress
-    return Evaluation(str(path), step, tokens, loss, metrics, f"{what} of {_name(component)}", targets, precision)
+    return Evaluation(
+        str(path), step, tokens, loss, metrics, f"{what} of {_name(component)}", targets, precision,
+        getattr(built, "confusion", None), getattr(data, "label_names", None),
+    )  # fmt: skip
 
 
 def add_up(trained: Trained, objective: Any, samples: Any, batch_size: int, precision: str) -> tuple[Tensor, int]:
@@ -173,6 +203,9 @@ def other_data(trained: Trained, chosen: Sequence[str], config_dirs: Sequence[st
     prepared = (Path(str(component.get("path"))).expanduser() / "manifest.json").is_file()  # it has its split already
     if "held_out" in component and "path" in given and "held_out" not in given and not prepared:
         component["held_out"] = 0.0
+    names = getattr(getattr(trained.model, "config", None), "id2label", None)
+    if names and component.get("labels", 0) is None and not component.get("label_ranges"):
+        component["labels"] = [names[number] for number in sorted(names)]  # numbered as the model has them
     length = component.get("sequence_length")
     if "sequence_length" not in given and isinstance(length, int) and trained.window is not None:
         component["sequence_length"] = trained.window if trained.config else min(length, trained.window)
@@ -216,13 +249,27 @@ def _first(trained: Trained, samples: Any, what: str) -> tuple[Any, str]:
     return Subset(samples, range(size)), f"the first {size} of {len(samples)} samples of {what}"
 
 
-def _without_task(overrides: Sequence[str]) -> list[str]:
-    """The overrides without `task=`; there is one task so far."""
-    for text in overrides:
-        task = text.partition("=")[2]
-        if text.startswith("task=") and task not in TASKS:
+def bits_per_byte(trained: Trained, samples: Any, nats: float) -> dict[str, float]:
+    """The loss by what the targets stand for, so that models with other tokenizers compare; {} without a tokenizer."""
+    import numpy as np
+
+    if trained.tokenizer is None:
+        return {}
+    table = np.array(written.bytes_of_tokens(trained.tokenizer, trained.vocab_size or len(trained.tokenizer)))
+    size = 0
+    for number in range(len(samples)):
+        labels = np.asarray(samples[number]["labels"])
+        size += int(table[labels[labels >= 0]].sum())
+    return {"bits_per_byte": nats / np.log(2) / size} if size else {}
+
+
+def _task(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """`task=` among the overrides, and the others."""
+    given = [text.partition("=")[2] for text in overrides if text.startswith("task=")]
+    for task in given:
+        if task not in TASKS:
             raise UserError(f"there is no task={task}.{nearest(task, TASKS)}")
-    return [text for text in overrides if not text.startswith("task=")]
+    return given[-1] if given else None, [text for text in overrides if not text.startswith("task=")]
 
 
 def _name(component: Component) -> str:
@@ -243,6 +290,15 @@ def print_table(found: Evaluation) -> None:
     console().print(table)
 
 
+def _draw(found: Evaluation, file: Path) -> None:
+    from bigtrain.confusion import confusion_svg
+
+    if found.confusion is None:
+        raise UserError("--picture is for classifiers: this model has no confusion matrix.")
+    file.write_text(confusion_svg(found.confusion, found.label_names), encoding="utf-8")
+    say(f"confusion matrix: {file}")
+
+
 def main(argv: Sequence[str]) -> int:
     """The command."""
     line = CommandLine("evaluate", SUMMARY)
@@ -251,14 +307,23 @@ def main(argv: Sequence[str]) -> int:
     line.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder with data/ of your own"
     )
+    line.add_argument("--beams", type=int, default=4, metavar="N", help="of the search for texts; default 4; 1: greedy")
+    line.add_argument("--out", type=Path, metavar="FILE", help="the texts that were written, a JSON object a line")
+    line.add_argument("--picture", type=Path, metavar="FILE", help="a classifier's confusion matrix, as .svg")
     options, path, overrides = line.read(argv)
+    if options.beams < 1:
+        raise UserError(f"beams must be at least 1, not {options.beams}.")
     found = evaluate(
         path,
         overrides=overrides,
         config_dirs=options.config_dir,
         batch_size=options.batch_size,
         device=options.device,
+        beams=options.beams,
+        out=options.out,
     )
+    if options.picture:
+        _draw(found, options.picture)
     if options.json:
         flat = dataclasses.asdict(found)
         metrics = flat.pop("metrics")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bigtrain.config.schema import RunConfig
 from bigtrain.errors import EXIT_DONE, RunError, UserError
@@ -21,6 +21,7 @@ Text from a trained model.
 
   bigtrain generate runs/quickstart/20250101-120000 --prompt "The whale"
   bigtrain generate runs/quickstart/20250101-120000/export --prompt "Call me" --temperature 0
+  bigtrain generate RUN --chat --prompt "Who are you?"
   cat prompt.txt | bigtrain generate RUN --prompt - --samples 3 --seed 7
 
 Overrides are laid over the run's own configuration; model._target_=my.Model says that a model of yours may be used."""
@@ -75,8 +76,9 @@ def generate(
     return complete(load_trained(path, config=config), prompt, sampling, seed)
 
 
-def complete(trained: Trained, prompt: str, sampling: Sampling, seed: int = 0) -> str:
-    """Prompt and continuation as one text, without special tokens.
+def complete(trained: Trained, prompt: str, sampling: Sampling, seed: int = 0, chat: bool = False) -> str:
+    """Prompt and continuation as one text, without special tokens; the answer alone of a chat, and of a model that
+    makes a text from a text.
 
     Raises:
         UserError: the model has no tokenizer; the seed is out of range.
@@ -85,9 +87,13 @@ def complete(trained: Trained, prompt: str, sampling: Sampling, seed: int = 0) -
     if not 0 <= seed < 2**63:
         raise UserError(f"seed must be from 0 to 2^63 - 1, not {seed}.")
     tokenizer = trained.need_tokenizer()
+    if hasattr(trained.model, "generate"):
+        return answer(trained, prompt, sampling.max_new_tokens)
     # bigtrain trains on text without special tokens but the end of text; other models are asked as they were trained.
     foreign = trained.kind == "hugging_face" and read_marker(trained.path) is None
-    ids: list[int] = tokenizer(prompt, add_special_tokens=foreign)["input_ids"]
+    told = as_chat(trained, prompt) if chat else prompt
+    ids: list[int] = tokenizer(told, add_special_tokens=foreign and not chat)["input_ids"]
+    begins = len(ids) if chat else 0
     if not ids:  # a text begins where another has ended
         ids = [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
     with progress_bar() as bar:
@@ -95,8 +101,40 @@ def complete(trained: Trained, prompt: str, sampling: Sampling, seed: int = 0) -
         for token in continuation(trained, ids, sampling, seed):
             ids.append(token)
             bar.advance(task)
-    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text
+    text: str = tokenizer.decode(ids[begins:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.strip() if chat else text
+
+
+def answer(trained: Trained, prompt: str, max_new_tokens: int, beams: int = 4) -> str:
+    """What a model that makes a text from a text makes of the prompt: the likeliest that beam search finds."""
+    import torch
+
+    tokenizer = trained.need_tokenizer()
+    prefix = str(trained.config.data.get("prefix", "")) if trained.config else ""
+    ids = [*tokenizer(prefix + prompt, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    given = torch.tensor([ids], device=trained.device)
+    generate: Any = trained.model.generate
+    found = generate(
+        input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=max_new_tokens, beams=beams,
+        end_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    text: str = tokenizer.decode(found[0], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.strip()
+
+
+def as_chat(trained: Trained, prompt: str) -> str:
+    """The prompt as a user's message in the tokenizer's chat template, up to where the assistant begins.
+
+    Raises:
+        UserError: the tokenizer has none.
+    """
+    tokenizer = trained.need_tokenizer()
+    if not tokenizer.chat_template:
+        raise UserError("--chat needs a tokenizer with a chat template, and this one has none.")
+    made: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    return made
 
 
 def continuation(trained: Trained, ids: Sequence[int], sampling: Sampling, seed: int) -> Iterator[int]:
@@ -150,6 +188,7 @@ def main(argv: Sequence[str]) -> int:
     """The command."""
     line = CommandLine("generate", SUMMARY)
     line.add_argument("--prompt", required=True, metavar="TEXT", help="how the text begins; - reads standard input")
+    line.add_argument("--chat", action="store_true", help="the prompt is a user's message, and its answer is printed")
     line.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="default 100")
     line.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: the likeliest; default 0.8")
     line.add_argument("--top-k", type=int, default=50, metavar="K", help="of the K likeliest; 0: all; default 50")
@@ -165,7 +204,7 @@ def main(argv: Sequence[str]) -> int:
     for index in range(options.samples):
         if index:
             print("---")
-        print(complete(trained, prompt, sampling, options.seed + index), flush=True)
+        print(complete(trained, prompt, sampling, options.seed + index, chat=options.chat), flush=True)
     return EXIT_DONE
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bigtrain.config.components import build
 from bigtrain.config.schema import RunConfig
@@ -84,6 +85,14 @@ def print_evaluations(run_dir: Path) -> None:
         cells = [f"{line['step']}", f"{line['tokens']:,}", f"{line['loss'] if line['loss'] is not None else '-':.4}"]
         table.add_row(*cells, *(f"{line[name]:,.2f}" if line.get(name) is not None else "-" for name in others))
     console().print(table)
+
+
+def keep_confusion(objective: Any, data: Any, run_dir: Path) -> None:
+    """A classifier's confusion matrix of the last evaluation, for the report."""
+    matrix = getattr(objective, "confusion", None)
+    if matrix is not None:
+        told = {"matrix": matrix, "names": getattr(data, "label_names", None)}
+        (run_dir / "confusion.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
 
 
 def finish(config: RunConfig, run_dir: Path, finished: bool) -> None:

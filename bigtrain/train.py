@@ -126,7 +126,7 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
     from bigtrain.assembly import assemble, check_parts, describe, keep_tokenizer, prepared_data, run_loop
     from bigtrain.checkpoint.folder import lock
     from bigtrain.distributed import broadcast_object, run_on_first
-    from bigtrain.outputs import Outputs, finish
+    from bigtrain.outputs import Outputs, finish, keep_confusion
     from bigtrain.report.data_page import report_on
     from bigtrain.rollcall import roll_call
     from bigtrain.telemetry.environment import write_environment
@@ -159,6 +159,8 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
         outputs = stack.enter_context(Outputs(config, ranks, state.step, parts.checkpoint is not None, steps))
         finished = run_loop(parts, stop, outputs.log, outputs.stepped)
         outputs.close()
+        if ranks.first:
+            keep_confusion(objective, data, run_dir)
         if ranks.first and finished and state.step < steps:
             say(f"stopped early: {state.evaluations_since_best} evaluations without a better held-out loss")
         engine.close()

@@ -23,6 +23,8 @@ class Classification:
         if not 0 <= label_smoothing < 1:
             raise UserError(f"objective.label_smoothing={label_smoothing}: at least 0 and below 1.")
         self.label_smoothing = label_smoothing
+        self.confusion: list[list[int]] | None = None
+        """Of the last evaluation, (C, C): rows are the true classes."""
 
     def count(self, batch: Mapping[str, Tensor]) -> int:
         """Labels in a batch."""
@@ -42,9 +44,10 @@ class Classification:
         return torch.cat([_cross_entropy(logits, batch["labels"], 0.0).reshape(1), counts.float()])
 
     def summary(self, sums: Tensor, targets: int) -> dict[str, float]:
-        """Accuracy; precision, recall and F1, each the mean over the classes that are true or guessed somewhere; and of
-        two classes those of the second one too."""
-        matrix = confusion(sums)
+        """Accuracy; precision, recall and F1, each the mean over the classes that are true or guessed somewhere."""
+        classes = round((len(sums) - 1) ** 0.5)
+        matrix = sums[1:].reshape(classes, classes)
+        self.confusion = matrix.long().tolist()
         right = matrix.diagonal()
         true, guessed = matrix.sum(1), matrix.sum(0)
         precision, recall = right / guessed.clamp(min=1), right / true.clamp(min=1)
@@ -59,14 +62,8 @@ class Classification:
         return {}
 
 
-def confusion(sums: Tensor) -> Tensor:
-    """The confusion matrix (C, C) in what `Classification.tally` adds up; rows are the true classes."""
-    classes = round((len(sums) - 1) ** 0.5)
-    return sums[1:].reshape(classes, classes)
-
-
 class Regression:
-    """A number: half of the squared error would do as well; it is the squared error, summed.
+    """A number: the squared error, summed.
 
     Batches have `labels` (B,), floats with NaN for none; the model's logits are (B, 1) or (B,).
     """

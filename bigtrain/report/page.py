@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigtrain.confusion import confusion_svg
 from bigtrain.report.read import Curve, Run, curve, metric_names
 from bigtrain.report.summary import ABSENT, Summary, compare, differences, figure, finite, summarise, verdict
 from bigtrain.telemetry.progress import clock, short
@@ -52,6 +53,7 @@ def render(runs: Sequence[Run]) -> str:
             _differences(runs, differing),
             _plots(charts, one),
             "".join(_evaluations(run, summary, one) for run, summary in zip(runs, summaries, strict=True)),
+            "".join(_confusion(run, one) for run in runs),
             "".join(_sample(run, one) for run in runs),
             "".join(_settings(run, one) for run in runs),
             f"<footer>{_text(', '.join(str(run.path.name) for run in runs))} · made by bigtrain</footer>",
@@ -298,6 +300,25 @@ def _cell(name: str, value: float | int | None) -> str:
     if value is None:
         return "–"
     return f"{value:.4f}" if name == "loss" else f"{value:,.2f}" if abs(value) >= 1 else f"{value:.4g}"
+
+
+def _confusion(run: Run, one: bool) -> str:
+    matrix: Any = run.confusion.get("matrix")
+    names = run.confusion.get("names")
+    if not _square(matrix):
+        return ""
+    picture = confusion_svg(matrix, names if isinstance(names, list) and len(names) == len(matrix) else None)
+    return f"<section><h2>Confusion matrix{_of(run, one)}</h2>{picture}</section>"
+
+
+def _square(matrix: Any) -> bool:
+    """Whether what the file holds is a matrix of counts."""
+    return (
+        isinstance(matrix, list)
+        and len(matrix) > 0
+        and all(isinstance(row, list) and len(row) == len(matrix) for row in matrix)
+        and all(type(count) is int and count >= 0 for row in matrix for count in row)
+    )
 
 
 def _sample(run: Run, one: bool) -> str:

@@ -37,6 +37,8 @@ class Run:
     config: dict[str, Any]
     environment: dict[str, Any]
     sample: str
+    confusion: dict[str, Any]
+    """`matrix` and `names` of a classifier's last evaluation; empty without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def _read(folder: Path, label: str) -> Run:
         config=_yaml(config_text),
         environment=_json(_text(folder / "environment.json")),
         sample=_text(folder / "sample.txt"),
+        confusion=_json(_text(folder / "confusion.json")),
     )
 
 
