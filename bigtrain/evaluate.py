@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -296,7 +297,7 @@ def _draw(found: Evaluation, file: Path) -> None:
     if found.confusion is None:
         raise UserError("--picture is for classifiers: this model has no confusion matrix.")
     file.write_text(confusion_svg(found.confusion, found.label_names), encoding="utf-8")
-    say(f"confusion matrix: {file}")
+    print(f"confusion matrix: {file}", file=sys.stderr)
 
 
 def main(argv: Sequence[str]) -> int:

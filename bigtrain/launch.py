@@ -27,6 +27,10 @@ from bigtrain.placement import SPECIAL_STEPS
 def train(argv: Sequence[str]) -> int:
     """Compose, freeze the configuration into the run folder, start the ranks."""
     composed = compose(argv)
+    if composed.config.evaluation.folds is not None:
+        from bigtrain import folds
+
+        return folds.train(argv, composed.config)
     job = _job(composed, argv)
     if isinstance(composed.config.launcher, Torchrun) and (composed.config.launcher.nodes or 1) > 1:
         _one_folder(composed.config.launcher, argv)

@@ -135,6 +135,8 @@ class Evaluation:
     report: bool = True
     export: bool = False
     """Write a Hugging Face folder into `<run>/export`."""
+    folds: int | None = None
+    """Cross-validation: a run for each of so many folds of the data, and mean and deviation of what they measure."""
 
 
 @dataclass(slots=True)

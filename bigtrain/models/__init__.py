@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from bigtrain.errors import UserError
 from bigtrain.models.lora import Lora
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["decoder", "hugging_face"]
+__all__ = ["decoder", "hugging_face", "lstm"]
 
 
 def decoder(
@@ -116,3 +117,32 @@ def hugging_face(
         teacher=teacher,
         allow_missing=allow_missing,
     )
+
+
+def lstm(
+    *,
+    vocab_size: int | None = None,
+    width: int = 256,
+    layers: int = 1,
+    dropout: float = 0.2,
+    tied: bool = True,
+    start_id: int = 0,
+) -> nn.Module:
+    """An LSTM encoder and decoder with attention, for texts that are made from texts: `LSTMSeq2Seq`.
+
+    Args:
+        vocab_size: tokens; by default the tokenizer's.
+        width: of embeddings and states; half of it for each direction of reading.
+        layers: of the encoder, and of the decoder.
+        dropout: of embeddings, between layers and in front of the head, while training.
+        tied: one matrix for embedding and head.
+        start_id: the token that stands in front of every text that is written.
+
+    Raises:
+        UserError: a shape that cannot be.
+    """
+    if vocab_size is None:
+        raise UserError("model.vocab_size has no value: give one, as model.vocab_size=N.")
+    from bigtrain.models.recurrent import LSTMSeq2Seq
+
+    return LSTMSeq2Seq(vocab_size, width, layers, dropout, tied, start_id)

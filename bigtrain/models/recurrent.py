@@ -1,0 +1,96 @@
+"""An LSTM encoder and decoder with attention: Sutskever et al. 2014, Luong et al. 2015 (arXiv:1508.04025).
+
+Shapes: B samples, S tokens of the source, T of the target, W width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from bigtrain.errors import UserError
+from bigtrain.models.search import beam_search
+
+State = tuple[Tensor, Tensor]
+
+
+class LSTMSeq2Seq(nn.Module):
+    """Reads a text in both directions, then writes another, looking at all that it has read at every token.
+
+    What is computed of a sample does not depend on how far its batch is padded.
+    """
+
+    def __init__(self, vocab_size: int, width: int, layers: int, dropout: float, tied: bool, start_id: int) -> None:
+        super().__init__()
+        if width < 2 or width % 2:
+            raise UserError(f"model.width={width}: an even number, half of it for each direction of reading.")
+        if layers < 1 or not 0 <= dropout < 1:
+            raise UserError("model.layers must be at least 1, and model.dropout at least 0 and below 1.")
+        self.vocab_size, self.start_id, self.layers = vocab_size, start_id, layers
+        self.embedding = nn.Embedding(vocab_size, width)
+        inside = dropout if layers > 1 else 0.0
+        self.encoder = nn.LSTM(width, width // 2, layers, dropout=inside, bidirectional=True, batch_first=True)
+        self.decoder = nn.LSTM(width, width, layers, dropout=inside, batch_first=True)
+        self.query = nn.Linear(width, width, bias=False)
+        self.join = nn.Linear(2 * width, width)
+        self.head = nn.Linear(width, vocab_size, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        """input_ids, attention_mask (B, S), labels (B, T) with -100 behind their end -> logits (B, T, V).
+
+        At each token the decoder is given the right one before it (teacher forcing), at the first `start_id`.
+        """
+        memory, state = self.read(input_ids, attention_mask)
+        before = labels.clamp(min=0)[:, :-1]
+        start = before.new_full((len(labels), 1), self.start_id)
+        logits, _ = self.write(torch.cat([start, before], 1), state, memory, attention_mask)
+        return logits
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, State]:
+        """(memory (B, S, W), the decoder's first state (layers, B, W) twice)."""
+        lengths = attention_mask.sum(1).clamp(min=1).cpu()
+        packed = pack_padded_sequence(self._embedded(input_ids), lengths, batch_first=True, enforce_sorted=False)
+        read, (hidden, cell) = self.encoder(packed)
+        memory, _ = pad_packed_sequence(read, batch_first=True, total_length=input_ids.shape[1])
+        return memory, (self._both(hidden), self._both(cell))
+
+    def write(self, ids: Tensor, state: State, memory: Tensor, attention_mask: Tensor) -> tuple[Tensor, State]:
+        """ids (B, T), each the token before -> logits (B, T, V), and the state after them."""
+        written, state = self.decoder(self._embedded(ids), state)
+        scores = self.query(written) @ memory.transpose(1, 2)
+        lowest = torch.finfo(scores.dtype).min  # finite: a row that fills a batch up may have nothing to look at
+        weights = scores.masked_fill(attention_mask[:, None] == 0, lowest).softmax(-1)
+        joined = torch.tanh(self.join(torch.cat([written, weights @ memory], -1)))
+        logits: Tensor = self.head(self.dropout(joined))
+        return logits, state
+
+    @torch.no_grad()
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor, *, max_new_tokens: int, beams: int, end_id: int
+    ) -> Tensor:
+        """(B, T) int64: the likeliest texts that beam search finds (1: greedy), ended and filled up by `end_id`."""
+        memory, (hidden, cell) = self.read(input_ids, attention_mask)
+        rows = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(beams)
+        memory, mask = memory[rows], attention_mask[rows]
+        state = hidden[:, rows], cell[:, rows]
+
+        def following(last: Tensor, parents: Tensor) -> Tensor:
+            nonlocal state  # the source of a row is its own for good: only the decoder's state moves with the beams
+            logits, state = self.write(last[:, None], (state[0][:, parents], state[1][:, parents]), memory, mask)
+            return logits[:, -1]
+
+        return beam_search(following, len(input_ids), beams, self.start_id, end_id, max_new_tokens, input_ids.device)
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        embedded: Tensor = self.dropout(self.embedding(ids))
+        return embedded
+
+    def _both(self, states: Tensor) -> Tensor:
+        """(2 layers, B, W/2) of both directions -> (layers, B, W)."""
+        forth, back = states.unflatten(0, (self.layers, 2)).unbind(1)
+        return torch.cat([forth, back], -1).contiguous()

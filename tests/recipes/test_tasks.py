@@ -1,0 +1,90 @@
+"""Tasks beside the next token, as a user runs them: train, evaluate, answer, export, and all folds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.tasks import small_llama, tasks, write_rows
+from tests.recipes.conftest import Run, metrics
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    write_rows(folder)
+    small_llama(folder)
+    return folder
+
+
+def test_translation_is_trained_measured_and_answered(bigtrain: Run, rows: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = tasks(rows)["t5_translation"]
+    bigtrain("train", *words, "trainer.max_steps=40", "engine=local", f"run.dir={run}")
+    done = bigtrain(
+        "evaluate", str(run), "task=translation", "--beams", "2", "--json", "--out", str(tmp_path / "texts")
+    )
+    found = json.loads(done.stdout)
+    assert found["loss"] == pytest.approx(metrics(run, "eval")[-1]["loss"], rel=1e-4)
+    assert found["bleu"] > 10 and 0 < found["chrf"] <= 100
+    texts = [json.loads(line) for line in (tmp_path / "texts").read_text().splitlines()]
+    assert len(texts) == 4 and texts[0]["source"].startswith("translate German to English: das ")
+    answer = bigtrain("generate", str(run), "--prompt", "das ship ist alt 3").stdout.strip()
+    assert answer.startswith("the ")
+    from transformers import AutoModelForSeq2SeqLM
+
+    AutoModelForSeq2SeqLM.from_pretrained(run / "export")
+    bigtrain("evaluate", str(run), "task=translating", code=2)
+
+
+def test_a_classifier_keeps_its_names_and_its_confusion(bigtrain: Run, rows: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    bigtrain("train", *tasks(rows)["bert_classification"], "trainer.max_steps=10", "engine=local", f"run.dir={run}")
+    last = metrics(run, "eval")[-1]
+    assert last["accuracy"] > 0.6
+    config = json.loads((run / "export" / "config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "good"}
+    matrix = json.loads((run / "confusion.json").read_text())
+    assert sum(map(sum, matrix["matrix"])) == 10 and matrix["names"] == ["bad", "good"]
+    assert "Confusion matrix" in (run / "report.html").read_text()
+    picture = tmp_path / "confusion.svg"
+    done = bigtrain("evaluate", str(run), "--json", "--picture", str(picture))
+    assert json.loads(done.stdout)["confusion"] == matrix["matrix"] and picture.read_text().startswith("<svg")
+    foreign = ["data=labelled_texts", f"data.path={rows}/reviews.tsv", "--json"]
+    assert json.loads(bigtrain("evaluate", str(run / "export"), *foreign).stdout)["targets"] == 40
+    message = bigtrain("train", *tasks(rows)["bert_classification"], "model.classes=1", "engine=local", code=2).stderr
+    assert "the data have 2 classes and the model's head 1" in message and "Traceback" not in message
+
+
+def test_adapters_are_merged_on_export(bigtrain: Run, rows: Path, tmp_path: Path) -> None:
+    run, words = tmp_path / "run", tasks(rows, rows / "llama")["llama_lora"]
+    bigtrain("train", *words, "engine=local", f"run.dir={run}")
+    told = json.loads(bigtrain("evaluate", str(run), "--json").stdout)
+    assert told["loss"] == pytest.approx(metrics(run, "eval")[-1]["loss"], rel=1e-4) and told["bits_per_byte"] > 0
+    from safetensors import safe_open
+
+    with safe_open(run / "export" / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "lora" in name]  # noqa: SIM118 - not a mapping
+    data = ["data=conversations", f"data.path={rows}/talks.jsonl", "data.sequence_length=96", "--json"]
+    ours, theirs = (
+        bigtrain("evaluate", str(path), *data[1:] if path == run else data) for path in (run, run / "export")
+    )
+    assert json.loads(ours.stdout)["loss"] == pytest.approx(json.loads(theirs.stdout)["loss"], abs=1e-4)
+    bigtrain("generate", str(run), "--chat", "--prompt", "Tell me of the sea.", "--max-new-tokens", "3")
+    message = bigtrain("train", *words, "model.lora.targets=[q_prj]", "engine=local", code=2).stderr
+    assert "q_prj matches no linear layer; there are q_proj (2), k_proj (2)" in message
+
+
+def test_folds_tell_mean_and_deviation(bigtrain: Run, rows: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folds"
+    words = [*tasks(rows)["bert_classification"], "engine=local", "evaluation.folds=2", f"run.dir={folder}"]
+    done = bigtrain("train", *words, "trainer.max_steps=4", "evaluation.export=false", "evaluation.report=false")
+    found = json.loads((folder / "folds.json").read_text())["accuracy"]
+    assert len(found["folds"]) == 2 and found["mean"] == pytest.approx(statistics.fmean(found["folds"]))
+    assert "deviation" in done.stdout and done.stdout.strip().endswith("folds")
+    held = [sum(map(sum, json.loads(file.read_text())["matrix"])) for file in folder.glob("*/confusion.json")]
+    assert held == [20, 20]
+    assert "has no folds" in bigtrain("train", "recipe=quickstart", "evaluation.folds=3", code=2).stderr
