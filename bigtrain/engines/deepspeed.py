@@ -32,6 +32,7 @@ from bigtrain.engines.base import (
 )
 from bigtrain.engines.deepspeed_config import check_extra, deepspeed_config
 from bigtrain.engines.deepspeed_nvme import Folder, build_async_io, place, read_aligned, uses_disk
+from bigtrain.engines.deepspeed_order import in_one_order
 from bigtrain.engines.deepspeed_settings import effective
 from bigtrain.engines.deepspeed_start import (
     Weights,
@@ -107,6 +108,8 @@ class DeepSpeedEngine:
             self._engine, *_ = deepspeed.initialize(
                 model=self._step, optimizer=self.optimizer, config=settings, mpu=mesh
             )
+        if stage in (1, 2):
+            in_one_order(self._engine.optimizer)
         if self._folder:
             read_aligned(self._engine.optimizer)
         if self._tensor:

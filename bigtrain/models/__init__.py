@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from bigtrain.errors import UserError
 from bigtrain.models.lora import Lora
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["decoder", "hugging_face", "lstm"]
+__all__ = ["cnn", "decoder", "hugging_face", "lstm", "vit"]
 
 
 def decoder(
@@ -141,8 +140,70 @@ def lstm(
     Raises:
         UserError: a shape that cannot be.
     """
-    if vocab_size is None:
-        raise UserError("model.vocab_size has no value: give one, as model.vocab_size=N.")
+    from bigtrain.models.build import whole_modules
+    from bigtrain.models.checks import given
     from bigtrain.models.recurrent import LSTMSeq2Seq
 
-    return LSTMSeq2Seq(vocab_size, width, layers, dropout, tied, start_id)
+    with whole_modules():
+        return LSTMSeq2Seq(given("vocab_size", vocab_size), width, layers, dropout, tied, start_id)
+
+
+def cnn(
+    *, classes: int | None = None, channels: int = 1, image_size: int = 28, width: int = 16, dropout: float = 0.25
+) -> nn.Module:
+    """A convolutional network for small images, such as MNIST's: `bigtrain.models.convolutional.ConvNet`.
+
+    Args:
+        classes: by default the data's.
+        channels: 1: grey; 3: colours.
+        image_size: height and width in pixels.
+        width: of the first layers, a multiple of 8; it doubles twice.
+        dropout: in front of the head, while training.
+
+    Raises:
+        UserError: a shape that cannot be.
+    """
+    from bigtrain.models.build import whole_modules
+    from bigtrain.models.checks import given
+    from bigtrain.models.convolutional import ConvNet
+
+    with whole_modules():
+        return ConvNet(given("classes", classes), channels, image_size, width, dropout)
+
+
+def vit(
+    *,
+    classes: int | None = None,
+    channels: int = 1,
+    image_size: int = 28,
+    patch_size: int = 7,
+    width: int = 128,
+    layers: int = 6,
+    heads: int = 4,
+    mlp_width: int | None = None,
+    dropout: float = 0.1,
+) -> nn.Module:
+    """A small vision transformer: `bigtrain.models.vision_transformer.VisionTransformer`.
+
+    Args:
+        classes: by default the data's.
+        channels: 1: grey; 3: colours.
+        image_size: height and width in pixels.
+        patch_size: pixels; it divides image_size.
+        width: of the residual stream.
+        layers: blocks.
+        heads: of attention; they divide the width.
+        mlp_width: inside the MLP; by default 4 x width.
+        dropout: of patches, attention and both branches of a block, while training.
+
+    Raises:
+        UserError: a shape that cannot be.
+    """
+    from bigtrain.models.build import whole_modules
+    from bigtrain.models.checks import given
+    from bigtrain.models.vision_transformer import VisionTransformer
+
+    with whole_modules():
+        return VisionTransformer(
+            given("classes", classes), channels, image_size, patch_size, width, layers, heads, mlp_width, dropout
+        )

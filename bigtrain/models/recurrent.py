@@ -92,5 +92,5 @@ class LSTMSeq2Seq(nn.Module):
 
     def _both(self, states: Tensor) -> Tensor:
         """(2 layers, B, W/2) of both directions -> (layers, B, W)."""
-        forth, back = states.unflatten(0, (self.layers, 2)).unbind(1)
+        forth, back = states.view(self.layers, 2, *states.shape[1:]).unbind(1)
         return torch.cat([forth, back], -1).contiguous()

@@ -36,11 +36,11 @@ def gpt2(dropout: float = 0.0) -> nn.Module:
 
 
 def hugging_face(model_type: str = "llama", attention: str = "sdpa", **changes: Any) -> nn.Module:
-    from bigtrain.models.wrapped import build_hugging_face
+    from bigtrain.models import hugging_face
 
     llama = {"model_type": model_type, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": tiny.LENGTH}  # fmt: skip
-    return build_hugging_face(None, llama | changes, tiny.VOCAB, tiny.LENGTH, attention)
+    return hugging_face(config=llama | changes, vocab_size=tiny.VOCAB, sequence_length=tiny.LENGTH, attention=attention)
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"llama": decoder, "gpt2": gpt2, "hugging_face": hugging_face}
@@ -239,10 +239,10 @@ def refusals(ranks: Any, cases: list[tuple[str, dict[str, Any], str]]) -> list[s
 
 
 def bloom() -> nn.Module:
-    from bigtrain.models.wrapped import build_hugging_face
+    from bigtrain.models import hugging_face
 
     shape = {"model_type": "bloom", "hidden_size": 16, "n_layer": 1, "n_head": 4}
-    return build_hugging_face(None, shape, tiny.VOCAB, tiny.LENGTH, "eager")
+    return hugging_face(config=shape, vocab_size=tiny.VOCAB, sequence_length=tiny.LENGTH, attention="eager")
 
 
 def test_what_cannot_be_cut_is_refused_in_words() -> None:

@@ -27,8 +27,6 @@ MEASURED = {
 def under(ranks: Any, folder: str, engines: tuple[str, ...]) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for name, words in tasks(Path(folder), Path(folder) / "llama").items():
-        if name in ("mnist_cnn", "vit", "lstm"):
-            continue
         for engine in engines:
             run_dir = f"{folder}/{name}-{engine}-{ranks.world_size}"
             found[name, engine] = numbers(ranks, [*words, f"engine={engine}"], run_dir)

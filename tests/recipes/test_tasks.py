@@ -24,9 +24,8 @@ def test_translation_is_trained_measured_and_answered(bigtrain: Run, rows: Path,
     run = tmp_path / "run"
     words = tasks(rows)["t5_translation"]
     bigtrain("train", *words, "trainer.max_steps=40", "engine=local", f"run.dir={run}")
-    done = bigtrain(
-        "evaluate", str(run), "task=translation", "--beams", "2", "--json", "--out", str(tmp_path / "texts")
-    )
+    search = ["--beams", "2", "--json", "--out", str(tmp_path / "texts")]
+    done = bigtrain("evaluate", str(run), "task=translation", *search)
     found = json.loads(done.stdout)
     assert found["loss"] == pytest.approx(metrics(run, "eval")[-1]["loss"], rel=1e-4)
     assert found["bleu"] > 10 and 0 < found["chrf"] <= 100
@@ -68,11 +67,10 @@ def test_adapters_are_merged_on_export(bigtrain: Run, rows: Path, tmp_path: Path
 
     with safe_open(run / "export" / "model.safetensors", "pt") as file:
         assert not [name for name in file.keys() if "lora" in name]  # noqa: SIM118 - not a mapping
-    data = ["data=conversations", f"data.path={rows}/talks.jsonl", "data.sequence_length=96", "--json"]
-    ours, theirs = (
-        bigtrain("evaluate", str(path), *data[1:] if path == run else data) for path in (run, run / "export")
-    )
-    assert json.loads(ours.stdout)["loss"] == pytest.approx(json.loads(theirs.stdout)["loss"], abs=1e-4)
+    data = [f"data.path={rows}/talks.jsonl", "data.sequence_length=96", "--json"]
+    ours = json.loads(bigtrain("evaluate", str(run), *data).stdout)
+    theirs = json.loads(bigtrain("evaluate", str(run / "export"), "data=conversations", *data).stdout)
+    assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
     bigtrain("generate", str(run), "--chat", "--prompt", "Tell me of the sea.", "--max-new-tokens", "3")
     message = bigtrain("train", *words, "model.lora.targets=[q_prj]", "engine=local", code=2).stderr
     assert "q_prj matches no linear layer; there are q_proj (2), k_proj (2)" in message

@@ -18,7 +18,10 @@ from bigtrain.config.schema import Trainer
 from bigtrain.errors import UserError
 
 RECIPES = Composer().options("recipe")
-ASKS_FOR = {"pretrain/classics": ["data.domains.sotu.path=somewhere"]}
+ASKS_FOR = {
+    "pretrain/classics": ["data.domains.sotu.path=somewhere"],
+    **{name: ["data.path=somewhere"] for name in ("chatbot/lstm", "vision/mnist_cnn", "vision/vit")},
+}
 """What a recipe cannot know."""
 QUICK = ["recipe=quickstart", "trainer.device=cpu"]
 

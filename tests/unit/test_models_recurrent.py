@@ -107,7 +107,14 @@ def test_it_learns_to_copy() -> None:
     assert made.generate(ids, torch.ones_like(ids), max_new_tokens=6, beams=2, end_id=END).tolist() == [[3, 9, 1, 4, 0]]
 
 
-@pytest.mark.parametrize(("changes", "match"), [({"width": 15}, "even number"), ({"layers": 0}, "at least 1"), ({"vocab_size": None}, "vocab_size has no value")])  # fmt: skip
+WRONG: list[tuple[dict[str, object], str]] = [
+    ({"width": 15}, "even number"),
+    ({"layers": 0}, "at least 1"),
+    ({"vocab_size": None}, "vocab_size has no value"),
+]
+
+
+@pytest.mark.parametrize(("changes", "match"), WRONG)
 def test_shapes_that_cannot_be(changes: dict[str, object], match: str) -> None:
     with pytest.raises(UserError, match=match):
         model(**changes)
