@@ -147,7 +147,7 @@ def test_the_export_evaluates_like_the_run(home: Path) -> None:
 def test_evaluate_refuses_what_it_cannot_do(home: Path) -> None:
     for arguments, message in (
         (["run/export"], "without a held-out text"),
-        (["run", "task=translation"], "no task=translation. There are: language_modelling"),
+        (["run", "task=translating"], "no task=translating. Did you mean .translation"),
         (["run", "--batch-size", "0"], "batch-size must be at least 1"),
         (["run", "data.path=othr.txt"], "no such file"),
         (["run", "data.held_out=x"], "data.held_out must be float"),
