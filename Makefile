@@ -57,6 +57,12 @@ bench: $(VENV)/.installed-dev ## run every benchmark; results go to benchmarks/r
 		$(BIN)/python $$script --out benchmarks/results/$$name.json $(ARGS); \
 	done
 
+DATA ?=
+.PHONY: rows
+rows: $(VENV)/.installed-test ## train the rows of real data from the sets in DATA=DIR (hours); results/rows.json and the README
+	@test -n "$(DATA)" || { echo "make rows DATA=DIR: the folder with the data sets"; exit 2; }
+	@$(BIN)/python benchmarks/rows --data $(DATA) $(ARGS)
+
 .PHONY: horovod
 horovod: $(VENV)/.installed-core ## build Horovod for engine=horovod (about 10 minutes, once a torch and Python)
 	@docker/build_horovod.sh $(BIN)/python
