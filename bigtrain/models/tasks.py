@@ -52,7 +52,9 @@ class HuggingFaceTask(nn.Module):
     def enable_activation_checkpointing(self, context_fn: Callable[[], Any] | None = None) -> None:
         """Compute each block again in backward, with the same random numbers."""
         contexts = {} if context_fn is None else {"context_fn": context_fn}
-        self.hf.gradient_checkpointing_enable({"use_reentrant": False, **contexts})
+        # Newer releases warn of the old name.
+        enable = getattr(self.hf, "activation_checkpointing_enable", self.hf.gradient_checkpointing_enable)
+        enable({"use_reentrant": False, **contexts})
 
 
 class HuggingFaceSeq2Seq(HuggingFaceTask):

@@ -181,7 +181,9 @@ class HuggingFace(nn.Module):
         `context_fn` goes to `torch.utils.checkpoint.checkpoint`: what the block keeps besides.
         """
         contexts = {} if context_fn is None else {"context_fn": context_fn}
-        self.hf.gradient_checkpointing_enable({"use_reentrant": False, **contexts})
+        # Newer releases warn of the old name.
+        enable = getattr(self.hf, "activation_checkpointing_enable", self.hf.gradient_checkpointing_enable)
+        enable({"use_reentrant": False, **contexts})
 
 
 class HuggingFaceLinearHead(HuggingFace):
