@@ -198,7 +198,9 @@ def test_the_command_ends_with_2_and_the_message_alone(tmp_path: Path) -> None:
 
 
 def test_the_door_is_light() -> None:
-    assert bigtrain.data.__all__ == ["text"]
+    rows = {"Conversations", "Images", "LabelledTexts", "Pairs", "Preferences", "TaggedWords"}
+    assert set(bigtrain.data.__all__) == {"text", *rows}
+    assert all(getattr(bigtrain.data, name).__name__ == name for name in rows)
     code = "import sys, bigtrain.data; print(sorted({'torch', 'numpy', 'rich', 'tokenizers'} & set(sys.modules)))"
     out, err = python(code).communicate(timeout=60)
     assert out.strip() == "[]", err
