@@ -296,7 +296,10 @@ def _draw(found: Evaluation, file: Path) -> None:
 
     if found.confusion is None:
         raise UserError("--picture is for classifiers: this model has no confusion matrix.")
-    file.write_text(confusion_svg(found.confusion, found.label_names), encoding="utf-8")
+    try:
+        file.write_text(confusion_svg(found.confusion, found.label_names), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--picture {file} cannot be written: {error.strerror}.") from error
     print(f"confusion matrix: {file}", file=sys.stderr)
 
 
@@ -312,6 +315,8 @@ def main(argv: Sequence[str]) -> int:
     line.add_argument("--out", type=Path, metavar="FILE", help="the texts that were written, a JSON object a line")
     line.add_argument("--picture", type=Path, metavar="FILE", help="a classifier's confusion matrix, as .svg")
     options, path, overrides = line.read(argv)
+    if options.picture and options.picture.suffix != ".svg":
+        raise UserError(f"--picture {options.picture}: the picture is an .svg file.")
     if options.beams < 1:
         raise UserError(f"beams must be at least 1, not {options.beams}.")
     found = evaluate(

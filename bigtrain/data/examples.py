@@ -254,6 +254,8 @@ class Examples:
             print(f"data: {note}", file=sys.stderr)
         of = f"{counts['train']:,} training rows, {counts['eval']:,} held out"
         print(f"data: {of}, in {self.folder}", file=sys.stderr)
+        if not counts["eval"] and (self.held_out or len(tables) > 1):
+            print("data: note: nothing is held out, so nothing will be evaluated", file=sys.stderr)
         info = {
             "rows": counts,
             "label_names": rows.label_names,

@@ -110,6 +110,12 @@ def column(table: pa.Table, name: str, setting: str) -> list[Any]:
             f"{nearest(name, table.column_names)}"
         )
     values: list[Any] = table.column(name).to_pylist()
+    for row, value in enumerate(values):
+        if isinstance(value, bytes):  # what Arrow makes of a column that is not UTF-8
+            try:
+                values[row] = value.decode()
+            except UnicodeDecodeError as error:
+                raise UserError(f"data.{setting}={name}: row {row + 1} is not UTF-8: {error}.") from error
     return values
 
 
@@ -117,10 +123,9 @@ def texts(table: pa.Table, name: str, setting: str) -> list[str]:
     """A column of texts; a `UserError` that names the first row that has none."""
     values = column(table, name, setting)
     for row, value in enumerate(values):
-        if not isinstance(value, str):
-            if value is None:
-                raise UserError(f"data.{setting}={name}: row {row + 1} has no text.")
-            values[row] = str(value)
+        if value is None or not str(value).strip():
+            raise UserError(f"data.{setting}={name}: row {row + 1} has no text.")
+        values[row] = str(value)
     return values
 
 

@@ -336,3 +336,20 @@ def test_preferences_differ_in_their_answers_only(tmp_path: Path) -> None:
     assert answers == ["Ahab's.<|im_end|>\n", "Who?<|im_end|>\n"]
     prompt = int((batch["labels"][0, 0] != IGNORE).argmax())
     assert (batch["input_ids"][0, 0, :prompt] == batch["input_ids"][0, 1, :prompt]).all()
+
+
+def test_texts_that_are_none_are_refused(tmp_path: Path) -> None:
+    def refused(name: str, content: bytes, match: str) -> None:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=match):
+            LabelledTexts(path=str(tmp_path / name), vocab_size=300, held_out=0, cache=str(tmp_path)).prepare()
+
+    refused("latin.csv", "text,label\nfine,a\ncafé,b\n".encode("latin-1"), "text_column=text: row 2 is not UTF-8")
+    refused("empty.csv", b"text,label\nfine,a\n ,b\n", "row 2 has no text")
+    refused("one.csv", b"text,label\nfine,a\nwell,a\n", "all rows have the label 'a': nothing to tell apart")
+
+
+def test_nothing_held_out_is_said(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "two.csv").write_text("text,label\nfine,a\nodd,b\n")
+    LabelledTexts(path=str(tmp_path / "two.csv"), vocab_size=300, cache=str(tmp_path)).prepare()
+    assert "note: nothing is held out" in capsys.readouterr().err
