@@ -64,10 +64,9 @@ class LabelledTexts(Examples):
         strata = [None if self.numbers else value[2] for value in values]
         if names is not None:
             missing = [name for number, name in enumerate(names) if number not in set(strata)]
-            if len(set(strata)) == 1:
-                raise UserError(
-                    f"data: all rows have the {self.label_column} '{names[strata[0]]}': nothing to tell apart."
-                )
+            if len(missing) == len(names) - 1:
+                (only,) = set(names) - set(missing)
+                raise UserError(f"data: all rows have the label '{only}': nothing to tell apart.")
             if missing:
                 notes.append(f"note: no row has the label {', '.join(missing)}")
         return Read(values, keys, strata, keys, names, notes)

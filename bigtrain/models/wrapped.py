@@ -216,9 +216,7 @@ def build_hugging_face(
 ) -> HuggingFace | HuggingFaceTask:
     """`bigtrain.models.hugging_face`."""
     if (path is None) == (config is None):
-        raise UserError(
-            "model=hugging_face needs exactly one of model.path (pretrained) and model.config (from scratch)."
-        )
+        raise UserError("model=hugging_face needs one of model.path (pretrained) and model.config (random), not both.")
     if teacher is not None and task != "causal_lm":
         raise UserError(f"model.teacher stands beside causal language models, and this is model.task={task}.")
     with whole_modules():
