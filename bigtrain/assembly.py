@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigtrain.config.components import build
+from bigtrain.config.components import build, shipped
 from bigtrain.config.rules import accumulation, held_out_samples
 from bigtrain.config.schema import RunConfig
 from bigtrain.errors import UserError
@@ -103,12 +103,17 @@ def check_parts(config: RunConfig) -> tuple[Any, Any]:
 
 
 def prepared_data(config: RunConfig) -> Any:
-    """The data component, prepared by rank 0 while the others wait; told before where the run goes on from."""
+    """The data component, prepared by rank 0 while the others wait; told before where the run goes on from.
+
+    What can be known of the model before that is refused before that.
+    """
     from bigtrain.checkpoint.find import find
     from bigtrain.distributed import run_on_first
+    from bigtrain.models.beforehand import check_beforehand
     from bigtrain.telemetry.progress import say
 
     data = build(config.data, "data")
+    run_on_first(lambda: check_beforehand(config.model, getattr(data, "shape", None)))
     if hasattr(data, "resume"):
         found = run_on_first(lambda: find(config.run.dir or "", lambda text: None))
         if found is not None:
@@ -155,7 +160,6 @@ def build_model(config: RunConfig, data: Any) -> nn.Module:
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:
     """bigtrain's own take the model; anyone else's (`torch.optim.AdamW`) takes its decay groups."""
-    from bigtrain.config.components import shipped
     from bigtrain.optim.groups import decay_groups
 
     component = config.optimizer
@@ -190,7 +194,7 @@ def resume(
     engine.loaded()
     if ranks.first:
         say(f"going on from {found.path}")
-    return State(**state["loop"]), found, rng
+    return State.from_dict(state["loop"]), found, rng
 
 
 def state_of(data: Any) -> Any:
@@ -306,6 +310,7 @@ def run_loop(
 ) -> bool:
     """Train to the end, the state of `parts` moving along; False where it was stopped on request."""
     from bigtrain.distributed import seed_all, set_rng_state
+    from bigtrain.optim import RANGE_TEST
     from bigtrain.trainer import Job, fit
 
     config, ranks = parts.config, parts.ranks
@@ -322,6 +327,7 @@ def run_loop(
         save=Saver(config, parts.engine, ranks, state_of(parts.data), parts.checkpoint),
         save_every=config.checkpoint.every,
         stepped=stepped,
+        range_test=config.schedule["_target_"] == RANGE_TEST,
     )
     # The last thing before the loop, as an import is enough to draw a random number.
     # Dropout: a stream of its own on each rank, but for those that hold one model together.

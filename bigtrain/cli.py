@@ -48,6 +48,11 @@ Sweeps: -m (--multirun) trains once for each combination of values, in Hydra's g
   bigtrain train -m recipe=R optimizer.lr=1e-3,3e-4 seed=range(1,4)       here, one after another
   bigtrain train -m recipe=R optimizer.lr=1e-3,3e-4 launcher=slurm …      an array of jobs, through submitit
   bigtrain train -m run.dir=SWEEP                                        goes on with what is not finished
+With sweep.trials=N Optuna chooses N runs, one after another, and ends the hopeless ones; the values of each are drawn
+from interval(a,b), range(a,b) or choice(a,b,c), those of tag(log,…) from a logarithmic scale:
+  bigtrain train -m recipe=R 'optimizer.lr=tag(log,interval(1e-4,1e-2))' 'model.width=choice(32,64)' sweep.trials=20
+  sweep.metric=accuracy         of the evaluations; loss.     sweep.direction=maximize   known of bigtrain's own metrics
+  sweep.prune=false             end no run early              sweep.startup_trials=N     drawn at random first; 5
 
 Exit: 0 done, 2 wrong input, 75 stopped on request after a checkpoint, 1 anything else. Last line: the run folder."""
 

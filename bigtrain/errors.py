@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 0, 1, 2, 75
 
@@ -22,6 +23,22 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" There are: {', '.join(known)}." if known else ""
+
+
+def nearest_path(path: Path, fits: Callable[[Path], bool] = lambda entry: True, listed: int = 20) -> str:
+    """`nearest` among the names beside the first part of `path` that is not there, if `fits`; hidden ones never do.
+
+    Where none is near all are told, if they are at most `listed`.
+    """
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    beside = list(missing.parent.iterdir()) if missing.parent.is_dir() else []
+    names = [entry.name for entry in beside if not entry.name.startswith(".") and fits(entry)]
+    close = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean '{missing.parent / close[0]}'?"
+    return nearest(missing.name, names) if len(names) <= listed else ""
 
 
 class RunError(Exception):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigtrain import written
+from bigtrain import harness, predicted, written
 from bigtrain.config.components import build
 from bigtrain.config.compose import Composer, compose_data
 from bigtrain.config.rules import held_out_samples
@@ -33,14 +34,16 @@ Loss and metrics: of a run on its own held-out split, or of any model on any dat
   bigtrain evaluate RUN data.path=other.txt            all of that text (a share of it: data.held_out=0.1)
   bigtrain evaluate RUN/export data=moby_dick          the held-out split of that data
   bigtrain evaluate RUN task=translation --beams 5     what it writes: BLEU and chrF (task=summarisation: ROUGE)
+  bigtrain evaluate RUN --out predicted.jsonl          a classifier's or regression's word on each sample
   bigtrain evaluate RUN --picture confusion.svg        a classifier's confusion matrix
+  bigtrain evaluate RUN task=lm_eval --tasks arc_easy,hellaswag   the public benchmarks, on the run's export
 
 What is measured is what the run's objective says: perplexity and bits per byte, or accuracy, precision, recall and F1,
 or errors. Other data is prepared with the model's own tokenizer. Overrides are laid over the run's own configuration:
 data=D, data.*, precision.name=fp32, trainer.eval_batches=N; model._target_=my.Model says that a model of yours may be
 used."""
 
-TASKS = ("language_modelling", *written.TASKS)
+TASKS = ("language_modelling", "lm_eval", *written.TASKS)
 OF_TASK = {
     "causal_lm": "causal_lm",
     "masked_lm": "masked_lm",
@@ -67,7 +70,8 @@ class Evaluation:
     text: str
     """What was evaluated, in words."""
     targets: int
-    precision: str
+    number_format: str
+    """fp32, bf16 or fp16. (A classifier has a metric by the name of precision.)"""
     confusion: list[list[int]] | None = None
     """A classifier's: rows are the true classes."""
     label_names: list[str] | None = None
@@ -94,7 +98,7 @@ def evaluate(
         config_dirs: folders of the user's own with a `data/` group.
         batch_size: samples at once; None: the run's trainer.micro_batch_size.
         beams: of the search, where a task is to write texts; 1: greedy.
-        out: a file for those texts.
+        out: a file for those texts, or for what is said of each sample.
 
     Raises:
         UserError: see `load_trained`; no text to evaluate, one that changed since training, or tokens that the model
@@ -139,14 +143,22 @@ def evaluate(
     size = batch_size or (config.trainer.micro_batch_size if config else 8)
     from bigtrain.engines.base import summary
 
+    kind = objective["_target_"].rpartition(".")[2]
+    if out is not None and task not in written.TASKS and kind not in predicted.KINDS:
+        raise UserError(f"--out is for what is written (task=translation), classified or predicted, not for {kind}.")
     built = build(objective, "objective")
     sums, targets = add_up(trained, built, samples, size, precision)
     loss, metrics = summary(built, sums, targets)
-    if (kind == "causal_lm" and config is None) or objective["_target_"] == "bigtrain.objectives.causal_lm":
+    if kind == "causal_lm":
         metrics |= bits_per_byte(trained, samples, loss * targets)
     if task in written.TASKS:
         longest = component.get("target_length") or 128
         metrics |= written.measure(trained, samples, task, batch_size=size, beams=beams, longest=longest, out=out)
+    elif out is not None:
+        predicted.write(
+            trained, samples, out, names=getattr(data, "label_names", None), numbers=kind == "regression",
+            batch_size=size, autocast=arithmetic(trained, precision),
+        )  # fmt: skip
     step, tokens = trained.progress
     return Evaluation(
         str(path), step, tokens, loss, metrics, f"{what} of {_name(component)}", targets, precision,
@@ -159,11 +171,10 @@ def add_up(trained: Trained, objective: Any, samples: Any, batch_size: int, prec
     import torch
 
     from bigtrain.data.loader import eval_batches
-    from bigtrain.engines.base import DTYPES, tally, to_device
+    from bigtrain.engines.base import tally, to_device
 
     total, targets = torch.zeros(1, dtype=torch.float64, device=trained.device), 0
-    autocast = torch.autocast(trained.device.type, DTYPES[precision]) if precision != "fp32" else nullcontext()
-    with progress_bar() as bar, torch.no_grad(), autocast:
+    with progress_bar() as bar, torch.no_grad(), arithmetic(trained, precision):
         task = bar.add_task("evaluating", total=-(-len(samples) // batch_size))
         for batch in eval_batches(samples, micro_batch_size=batch_size):
             total = total + tally(objective, trained.model, to_device(batch, trained.device)).double()
@@ -172,6 +183,15 @@ def add_up(trained: Trained, objective: Any, samples: Any, batch_size: int, prec
     if targets == 0:
         raise UserError("The text to evaluate has no targets: it is too short.")
     return total, targets
+
+
+def arithmetic(trained: Trained, precision: str) -> AbstractContextManager[Any]:
+    """What the model computes in: that of the training's evaluations."""
+    import torch
+
+    from bigtrain.engines.base import DTYPES
+
+    return torch.autocast(trained.device.type, DTYPES[precision]) if precision != "fp32" else nullcontext()
 
 
 def own_component(trained: Trained, key: str, overrides: Sequence[str]) -> Component:
@@ -282,7 +302,7 @@ def print_table(found: Evaluation) -> None:
     """step, tokens, loss, perplexity."""
     from rich.table import Table
 
-    say(f"{found.text}: {found.targets:,} targets, {found.precision}")
+    say(f"{found.text}: {found.targets:,} targets, {found.number_format}")
     table = Table()
     for name in ("step", "tokens", "loss", *found.metrics):
         table.add_column(name, justify="right")
@@ -303,6 +323,24 @@ def _draw(found: Evaluation, file: Path) -> None:
     print(f"confusion matrix: {file}", file=sys.stderr)
 
 
+def _harness(path: str, options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    others = [text for text in overrides if text != "task=lm_eval"]
+    if others:
+        raise UserError(f"'{others[0]}' has no effect with task=lm_eval, which measures an export as it is.")
+    names = [name for name in options.tasks.split(",") if name]
+    if not names:
+        raise UserError("task=lm_eval: which ones? --tasks arc_easy,hellaswag")
+    found = harness.measure(
+        path, names, include=options.include, few_shot=options.few_shot, limit=options.limit,
+        batch_size=options.batch_size or 8, device=options.device,
+    )  # fmt: skip
+    if options.json:
+        print(json.dumps({"path": path, "results": found}))
+    else:
+        harness.print_table(found)
+    return EXIT_DONE
+
+
 def main(argv: Sequence[str]) -> int:
     """The command."""
     line = CommandLine("evaluate", SUMMARY)
@@ -312,9 +350,17 @@ def main(argv: Sequence[str]) -> int:
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder with data/ of your own"
     )
     line.add_argument("--beams", type=int, default=4, metavar="N", help="of the search for texts; default 4; 1: greedy")
-    line.add_argument("--out", type=Path, metavar="FILE", help="the texts that were written, a JSON object a line")
+    line.add_argument("--tasks", default="", metavar="A,B", help="of task=lm_eval: names of the harness's tasks")
+    line.add_argument("--include", type=Path, metavar="DIR", help="and a folder with tasks of your own, in YAML")
+    line.add_argument("--few-shot", type=int, metavar="N", help="and examples before a question; default: the task's")
+    line.add_argument("--limit", type=int, metavar="N", help="and questions of each task, for a try; default: all")
+    line.add_argument("--out", type=Path, metavar="FILE", help="what was written or predicted, a JSON object a line")
     line.add_argument("--picture", type=Path, metavar="FILE", help="a classifier's confusion matrix, as .svg")
     options, path, overrides = line.read(argv)
+    if _task(overrides)[0] == "lm_eval":
+        return _harness(path, options, overrides)
+    if options.tasks or options.include or options.few_shot is not None or options.limit is not None:
+        raise UserError("--tasks, --include, --few-shot and --limit are for task=lm_eval.")
     if options.picture and options.picture.suffix != ".svg":
         raise UserError(f"--picture {options.picture}: the picture is an .svg file.")
     if options.beams < 1:

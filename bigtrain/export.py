@@ -117,8 +117,11 @@ def write(trained: Trained, folder: Path, dtype: Dtype) -> None:
 
     from bigtrain.models.adapters import merged
     from bigtrain.models.hf import save_hugging_face
+    from bigtrain.models.native import Decoder
 
     model = trained.model
+    if not (hasattr(model, "hf") or isinstance(model, Decoder)):
+        raise UserError(f"A {type(model).__name__} has no Hugging Face form: its run folder is what there is of it.")
     batch = probe(trained)
     exact = logits(model, batch)
     if hasattr(model, "hf"):

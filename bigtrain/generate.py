@@ -86,10 +86,13 @@ def complete(trained: Trained, prompt: str, sampling: Sampling, seed: int = 0, c
     """
     if not 0 <= seed < 2**63:
         raise UserError(f"seed must be from 0 to 2^63 - 1, not {seed}.")
-    tokenizer = trained.need_tokenizer()
     task = getattr(trained.model, "task", "causal_lm")
     if task not in ("causal_lm", "seq2seq"):
-        raise UserError(f"{trained.path} is a model for {task.replace('_', ' ')}, and writes no text.")
+        raise UserError(
+            f"{trained.path} is a model for {task.replace('_', ' ')}, and writes no text; `bigtrain evaluate` "
+            "measures it."
+        )
+    tokenizer = trained.need_tokenizer()
     if hasattr(trained.model, "generate"):
         return answer(trained, prompt, sampling.max_new_tokens)
     # bigtrain trains on text without special tokens but the end of text; other models are asked as they were trained.

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from bigtrain.config.components import build
 from bigtrain.config.schema import RunConfig
 from bigtrain.errors import RunError, UserError
-from bigtrain.telemetry.metrics import JsonlLog, Number, Split, read_lines
+from bigtrain.optim import RANGE_TEST
+from bigtrain.telemetry.metrics import JsonlLog, Number, Split, counted, read_lines
 from bigtrain.telemetry.progress import TrainProgress, console, say
 from bigtrain.telemetry.trackers import Trackers
 
@@ -39,7 +40,9 @@ class Outputs:
         run_dir, plain = Path(config.run.dir or ""), dataclasses.asdict(config)
         jsonl = JsonlLog(run_dir, resume_step=step if resumed else None)  # first: trackers look at what it kept
         trackers = {name: build(part, f"tracker.{name}", run_dir, plain) for name, part in config.tracker.items()}
-        self._progress = TrainProgress(total_steps, step=step)
+        self._progress = TrainProgress(
+            total_steps, step=step, unit="tok" if (word := counted(config.objective)) == "tokens" else word
+        )
         self._sinks = [jsonl, Trackers(trackers), self._progress]
 
     def __enter__(self) -> Outputs:
@@ -67,8 +70,8 @@ class Outputs:
             sink.close()
 
 
-def print_evaluations(run_dir: Path) -> None:
-    """The held-out loss over the run as a table: step, tokens, loss, and what the objective makes of it."""
+def print_evaluations(run_dir: Path, what: str) -> None:
+    """The held-out loss over the run as a table: step, tokens (`what` is counted), loss, the objective's metrics."""
     from rich.table import Table
 
     lines = [line for line in read_lines(run_dir / "metrics.jsonl") if line["split"] == "eval"]
@@ -77,7 +80,7 @@ def print_evaluations(run_dir: Path) -> None:
     names = [name for name in lines[0] if name not in ("step", "split")]
     table = Table(title="held-out", title_justify="left")
     for name in ("step", *[name for name in ("tokens", "loss") if name in names]):
-        table.add_column(name, justify="right")
+        table.add_column(what if name == "tokens" else name, justify="right")
     others = [name for name in names if name not in ("tokens", "loss")]
     for name in others:
         table.add_column(name, justify="right")
@@ -100,7 +103,7 @@ def finish(config: RunConfig, run_dir: Path, finished: bool) -> None:
 
     One that cannot be made does not keep the others from being made: the first error is raised at the end.
     """
-    print_evaluations(run_dir)
+    print_evaluations(run_dir, counted(config.objective))
     if not finished:
         say(f"stopped on request after a checkpoint; go on with: bigtrain train run.dir={run_dir}")
     evaluation = config.evaluation
@@ -108,6 +111,7 @@ def finish(config: RunConfig, run_dir: Path, finished: bool) -> None:
         (finished and evaluation.generate is not None, lambda: _sample(config, run_dir)),
         (finished and evaluation.export, lambda: _export(config, run_dir)),
         (evaluation.report, lambda: _report(run_dir)),
+        (finished and config.schedule["_target_"] == RANGE_TEST, lambda: _suggestion(run_dir)),
     ]
     errors = []
     for wanted, make in parts:
@@ -145,3 +149,12 @@ def _report(run_dir: Path) -> None:
     from bigtrain.report import write_report
 
     say(f"report: {write_report(run_dir)}")
+
+
+def _suggestion(run_dir: Path) -> None:
+    from bigtrain.report.range_test import range_test
+    from bigtrain.report.read import read_runs
+
+    test = range_test(read_runs([run_dir])[0])
+    if test is not None:
+        say(test.sentence)

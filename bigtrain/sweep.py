@@ -1,7 +1,8 @@
 """`bigtrain train -m` and `bigtrain submit -m`: a run for each combination, in Hydra's grammar of sweeps.
 
 Every combination is composed and checked before the first one starts. Runs here go one after another; on Slurm they
-are an array of jobs through submitit, each of which does in its allocation what `bigtrain train` does there.
+are an array of jobs through submitit, each of which does in its allocation what `bigtrain train` does there. With
+`sweep.trials=N` Optuna chooses the runs instead: `tune.py`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigtrain import launch
+from bigtrain import launch, tune
 from bigtrain.config.compose import Composer, compose, overrides_from
 from bigtrain.config.launchers import Slurm
 from bigtrain.config.schema import RunConfig
@@ -24,8 +26,10 @@ from bigtrain.launchers.sweep import (
     executor_parameters,
     folder_name,
     read_ledger,
+    words_of,
     write_ledger,
 )
+from bigtrain.launchers.tuning import refuse, settings_from
 
 FLAGS = ("-m", "--multirun")
 WARNING = "USR1"
@@ -50,6 +54,9 @@ def combinations(overrides: Sequence[str], composer: Composer) -> list[list[str]
     parser = OverridesParser.create(config_loader=composer.loader)
     try:
         swept = [each for each in parser.parse_overrides(list(overrides)) if each.is_sweep_override()]
+        endless = [each.input_line for each in swept if each.is_interval_sweep()]
+        if endless:
+            raise UserError(f"'{endless[0]}' has no end of values: with sweep.trials=N Optuna chooses N of them.")
         (batch,) = BasicSweeper.split_arguments(swept, None)
     except HydraException as error:
         raise UserError(f"cannot read the sweep: {' '.join(str(error).split())}") from error
@@ -67,50 +74,65 @@ def _given(overrides: Sequence[str], key: str) -> str | None:
     return found[-1] if found else None
 
 
-def _laid_out(argv: Sequence[str]) -> tuple[Path, list[str], list[Part]]:
-    """The sweep's folder, the words that all parts share, and the parts; a sweep that is there already goes on.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a command line asks for: a folder, the words but `run.dir=`, and what that folder holds of an old sweep."""
+
+    folder: Path
+    options: list[str]
+    """`--config-dir DIR`, each."""
+    overrides: list[str]
+    old_words: list[str]
+    old_parts: list[Part]
+
+
+def _asked(argv: Sequence[str]) -> Asked:
+    """Read the command line; of a sweep that is there already the words that were typed then are a part of it.
 
     Raises:
-        UserError: the folder holds another sweep.
+        UserError: the folder is a run's.
     """
     overrides, folders = overrides_from([word for word in argv if word not in FLAGS])
     options = [word for folder in folders for word in ("--config-dir", str(folder))]
     given = _given(overrides, "run.dir")
     overrides = _without(overrides, "run.dir")
     words, before = read_ledger(Path(given)) if given else ([], [])
-    if before and _given(overrides, "recipe") is None:  # `-m run.dir=FOLDER` alone: what was typed then
+    if words and _given(overrides, "recipe") is None:  # `-m run.dir=FOLDER` alone: what was typed then
         old, old_folders = overrides_from(words)
         overrides = [*old, *overrides]
         options = options or [word for folder in old_folders for word in ("--config-dir", str(folder))]
-    batch = combinations(overrides, Composer([Path(word) for word in options[1::2]]))
     recipe = (_given(overrides, "recipe") or "").removesuffix(".yaml")
     parent = (
         "runs" if "," in recipe or not recipe else f"runs/{recipe if not Path(recipe).anchor else Path(recipe).name}"
     )
     folder = Path(given or f"{parent}/sweep-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-    if not before and (folder / "config.yaml").exists():
+    if not words and (folder / "config.yaml").exists():
         raise UserError(f"{folder} is the folder of a run, not of a sweep: give another run.dir=")
+    return Asked(folder, options, overrides, words, before)
+
+
+def _laid_out(asked: Asked) -> tuple[list[str], list[Part]]:
+    """The words that all parts share, and the parts; a sweep that is there already goes on.
+
+    Raises:
+        UserError: the folder holds another sweep.
+    """
+    folder, before = asked.folder, asked.old_parts
+    batch = combinations(asked.overrides, Composer([Path(word) for word in asked.options[1::2]]))
     parts = [Part(n, chosen, str(folder / folder_name(n, chosen))) for n, chosen in enumerate(batch)]
-    if before:
+    if asked.old_words:
         if [part.overrides for part in before] != [part.overrides for part in parts]:
             were = "; ".join(part.title for part in before)
             raise UserError(f"{folder} holds another sweep ({were}): give the same, or another run.dir=")
         parts = before
-    return folder, [*options, *overrides], parts
-
-
-def _words(shared: Sequence[str], part: Part) -> list[str]:
-    """What one would type for this part alone."""
-    keys = {word.lstrip("+~").partition("=")[0] for word in part.overrides}
-    fixed = [word for word in shared if word.lstrip("+~").partition("=")[0] not in keys]
-    return [*fixed, *part.overrides, f"run.dir={part.folder}"]
+    return [*asked.options, *asked.overrides], parts
 
 
 def _checked(shared: Sequence[str], parts: Sequence[Part]) -> list[RunConfig]:
     configs = []
     for part in parts:
         try:
-            configs.append(compose(_words(shared, part)).config)
+            configs.append(compose(words_of(shared, part)).config)
         except UserError as error:
             raise UserError(f"{part.title}: {error} Nothing was started.") from error
     return configs
@@ -118,11 +140,15 @@ def _checked(shared: Sequence[str], parts: Sequence[Part]) -> list[RunConfig]:
 
 def train(argv: Sequence[str]) -> int:
     """`bigtrain train`; with -m a sweep, whose parts are submitted on Slurm, outside of an allocation."""
-    return _sweep(argv, launch.train, dry_run=False) if is_sweep(argv) else launch.train(argv)
+    if is_sweep(argv):
+        return _sweep(argv, launch.train, dry_run=False)
+    refuse(argv, "is for a sweep: bigtrain train -m …")
+    return launch.train(argv)
 
 
 def submit(argv: Sequence[str]) -> int:
     """`bigtrain submit`, and with -m a sweep; `--dry-run` shows what would be submitted."""
+    refuse(argv, "chooses runs one after another: bigtrain train -m …, which starts them itself")
     if not is_sweep(argv):
         return launch.submit(argv)
     dry_run = "--dry-run" in argv
@@ -131,7 +157,12 @@ def submit(argv: Sequence[str]) -> int:
 
 
 def _sweep(argv: Sequence[str], start: Callable[[Sequence[str]], int], dry_run: bool) -> int:
-    folder, shared, parts = _laid_out(argv)
+    asked = _asked(argv)
+    folder = asked.folder
+    settings, overrides = settings_from(asked.overrides)
+    if settings is not None:
+        return tune.run(folder, asked.options, overrides, settings, asked.old_words)
+    shared, parts = _laid_out(asked)
     open_parts = [part for part in parts if part.outcome() != EXIT_DONE]
     configs = _checked(shared, open_parts)
     if done := len(parts) - len(open_parts):
@@ -142,7 +173,7 @@ def _sweep(argv: Sequence[str], start: Callable[[Sequence[str]], int], dry_run: 
             raise UserError("the parts of a sweep on Slurm are one array: all need the same launcher settings.")
         return _submitted(folder, shared, parts, open_parts, configs[0], dry_run)
     if dry_run:
-        return max([start(_words(shared, part)) for part in open_parts], default=EXIT_DONE)
+        return max([start(words_of(shared, part)) for part in open_parts], default=EXIT_DONE)
     write_ledger(folder, shared, parts)
     return run_parts(folder, shared, parts, start)
 
@@ -154,7 +185,7 @@ def run_parts(folder: Path, shared: Sequence[str], parts: Sequence[Part], start:
         if part.outcome() == EXIT_DONE:
             continue
         print(f"\n[{part.number + 1}/{len(parts)}] {part.title}", flush=True)
-        code = guarded(start, _words(shared, part))
+        code = guarded(start, words_of(shared, part))
         part.record(code)
         stopped = code == EXIT_STOPPED
         if stopped:
@@ -197,7 +228,7 @@ class Worker:
         """The part's exit code, 0; any other is an error, so that the scheduler counts the job as failed."""
         import signal
 
-        code = guarded(launch.train, _words(shared, part))
+        code = guarded(launch.train, words_of(shared, part))
         if code == EXIT_STOPPED and _still_running():
             signal.raise_signal(getattr(signal, f"SIG{WARNING}"))  # submitit's handler queues the job again
         part.record(code)
@@ -262,7 +293,7 @@ def _submitted(
     if dry_run:
         print("".join(f"# {key}: {value}\n" for key, value in parameters.items() if value is not None), end="")
         for part in open_parts:
-            print(" ".join(["bigtrain train", *_words(shared, part)]))
+            print(" ".join(["bigtrain train", *words_of(shared, part)]))
         return EXIT_DONE
     queued = _queued()
     waiting = [part for part in open_parts if part.job in queued]

@@ -148,21 +148,24 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
 
         schedule, objective = check_parts(config)
         data = prepared_data(config)
-        run_on_first(lambda: keep_tokenizer(data, run_dir))
-        run_on_first(lambda: report_on(data, run_dir))
         parts = assemble(config, ranks, data, schedule, objective)
         engine, state, steps = parts.engine, parts.state, parts.steps
         if ranks.first:  # from here on the run has taken the configuration up
             freeze(composed.raw, run_dir / "config.yaml")
             (run_dir / PENDING).unlink(missing_ok=True)
+            keep_tokenizer(data, run_dir)
+            report_on(data, run_dir)
             say(describe(config, engine, ranks, len(data.train), steps))
         outputs = stack.enter_context(Outputs(config, ranks, state.step, parts.checkpoint is not None, steps))
         finished = run_loop(parts, stop, outputs.log, outputs.stepped)
         outputs.close()
         if ranks.first:
             keep_confusion(objective, data, run_dir)
-        if ranks.first and finished and state.step < steps:
-            say(f"stopped early: {state.evaluations_since_best} evaluations without a better held-out loss")
+        if ranks.first and finished and state.step < steps and config.trainer.early_stopping:
+            say(
+                f"stopped early: {state.evaluations_since_best} evaluations without a better held-out "
+                f"{config.trainer.early_stopping.metric}"
+            )
         engine.close()
         if ranks.first:
             finish(config, run_dir, finished)

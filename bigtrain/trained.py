@@ -11,7 +11,9 @@ import copy
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +22,7 @@ from bigtrain.config.check import check_fields
 from bigtrain.config.components import build, check_component, refuse_untrusted_component
 from bigtrain.config.compose import Composer, import_from_here, load_frozen
 from bigtrain.config.schema import Component, RunConfig
-from bigtrain.errors import UserError, nearest
+from bigtrain.errors import UserError, nearest_path
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +150,8 @@ def load_trained(
 
     weights = load_weights(checkpoint)
     labels = read_labels(run_dir)
-    model = build(model_component, "model", vocab_size=vocabulary(weights, tokenizer), classes=labels["classes"])
+    with redirect_stderr(StringIO()):  # what it says of fresh weights is not so: all come from the checkpoint
+        model = build(model_component, "model", vocab_size=vocabulary(weights, tokenizer), classes=labels["classes"])
     if labels["names"] and hasattr(model, "name_labels"):
         model.name_labels(labels["names"])
     fill(model, weights, checkpoint.path)
@@ -162,7 +165,7 @@ def locate(folder: Path) -> tuple[Kind, Path | None]:
         UserError: nothing, or none of the three.
     """
     if not folder.exists():
-        raise UserError(f"There is no {folder}.{_nearest_path(folder)}")
+        raise UserError(f"There is no {folder}.{nearest_path(folder)}")
     if not folder.is_dir():
         raise UserError(f"{folder} is a file: give the folder of a run, of a checkpoint or of a Hugging Face model.")
     real = folder.resolve()
@@ -184,16 +187,6 @@ def locate(folder: Path) -> tuple[Kind, Path | None]:
         f"{folder} is neither a run folder (no config.yaml), nor a checkpoint (no manifest.json), nor a Hugging Face "
         f"folder (no config.json).{_inside(folder)}"
     )
-
-
-def _nearest_path(path: Path) -> str:
-    """ " Did you mean …?" with the most alike of the names beside the first part of the path that is not there."""
-    missing = path
-    while not missing.parent.exists():
-        missing = missing.parent
-    beside = [child.name for child in missing.parent.iterdir()] if missing.parent.is_dir() else []
-    hint = nearest(missing.name, [name for name in beside if not name.startswith(".")])
-    return hint.replace("'", f"'{missing.parent}/", 1) if "'" in hint else hint if len(beside) <= 20 else ""
 
 
 def _inside(folder: Path) -> str:

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 
-from bigtrain.config.schema import Trainer
+from bigtrain.config.metrics import WAYS
+from bigtrain.config.schema import EarlyStopping, Trainer
 from bigtrain.distributed import Ranks, max_over_ranks, sum_on_hosts, sum_over_ranks
 from bigtrain.engines.base import Batch, Engine, Objective, summary
-from bigtrain.errors import EXIT_STOPPED, RunError
+from bigtrain.errors import EXIT_STOPPED, RunError, UserError, nearest
 from bigtrain.telemetry.meters import Meters, peak_memory_bytes
 from bigtrain.telemetry.metrics import Number, Split
 
 Numbers = dict[str, Number]
+EXPLODED = 4.0
+"""A range test ends where the loss is so many times the first."""
 
 
 @dataclass(slots=True)
@@ -33,8 +36,16 @@ class State:
     """Index of the next global sample: the whole state of the data."""
     tokens: int = 0
     """Targets seen so far, over all ranks."""
-    best_loss: float | None = None
+    best_score: float | None = None
+    """Of all evaluations so far, lower is better: the held-out loss, or what `early_stopping.metric` says."""
+    best_metric: str = "loss"
+    """What `best_score` is of."""
     evaluations_since_best: int = 0
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> State:
+        """Of a checkpoint; those of bigtrain 0.1 have `best_loss`."""
+        return cls(**{"best_score" if name == "best_loss" else name: value for name, value in plain.items()})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -70,6 +81,8 @@ class Job:
     save_every: int | None
     stepped: Callable[[int], None]
     """Called after each step, for a progress bar."""
+    range_test: bool = False
+    """Look for a learning rate: nothing is evaluated or saved, and the run is done where the loss explodes."""
 
 
 class Stop:
@@ -130,13 +143,19 @@ def fit(job: Job, state: State, stop: Stop) -> bool:
     """Train from `state` to the end; `state` moves along. False where it was stopped on request.
 
     Raises:
-        RunError: the loss is not a number any more, or the data cannot be read any more, here or on another rank.
+        RunError: the loss is not a number any more (in a range test: from the first step on), or the data cannot be
+            read any more, here or on another rank.
         Exception: what a data set of the user's own raised.
     """
     settings, engine, ranks, meters = job.settings, job.engine, job.ranks, job.meters
-    if state.step == 0:
+    keeps = not job.range_test
+    metric = (settings.early_stopping or EarlyStopping()).metric
+    if state.best_metric != metric:  # asked for when the run goes on: what was best by another one says nothing
+        state.best_metric, state.best_score, state.evaluations_since_best = metric, None, 0
+    if state.step == 0 and keeps:
         _evaluate_and_log(job, state)
     saved = state.step
+    first_loss: float | None = None
     finished = state.step >= job.total_steps or _no_better(settings, state)
     batches = iter(job.batches.train(state.position)) if not finished else iter(())
     while not finished:
@@ -164,16 +183,19 @@ def fit(job: Job, state: State, stop: Stop) -> bool:
         if state.step % settings.log_every == 0 or finished or state.step == 1:
             loss = float(sum_over_ranks(result.loss))  # the device is waited for here, and only here
             job.log(state.step, "train", _numbers(job, state, loss, result.grad_norm, factor))
+            first_loss = loss if first_loss is None else first_loss
+            if job.range_test and math.isfinite(first_loss) and not loss <= EXPLODED * abs(first_loss):
+                return True  # NaN too
             if not math.isfinite(loss) and not result.may_overflow:
                 raise RunError(f"the loss is {loss} at step {state.step}: nothing was saved of it. Lower optimizer.lr, "
                                "or look at the data of this step.")  # fmt: skip
 
         held_out = None
-        if finished or (settings.eval_every and state.step % settings.eval_every == 0):
+        if keeps and (finished or (settings.eval_every and state.step % settings.eval_every == 0)):
             with meters.paused():
                 held_out = _evaluate_and_log(job, state)
             finished = finished or _no_better(settings, state)
-        if finished or stops or (job.save_every and state.step % job.save_every == 0):
+        if stops or (keeps and (finished or (job.save_every and state.step % job.save_every == 0))):
             with meters.paused():
                 job.save(state, held_out)
             saved = state.step
@@ -208,17 +230,26 @@ def _numbers(job: Job, state: State, loss: float, grad_norm: torch.Tensor | floa
 
 
 def _evaluate_and_log(job: Job, state: State) -> float | None:
+    """The score that checkpoints are kept by; None where nothing is held out."""
     found = evaluate(job)
     if found is None:
         return None
     loss, metrics = found
     job.log(state.step, "eval", {"loss": loss, "tokens": state.tokens, **metrics})
-    stopping = job.settings.early_stopping
-    if state.best_loss is None or loss < state.best_loss - (stopping.min_delta if stopping else 0.0):
-        state.best_loss, state.evaluations_since_best = loss, 0
+    stopping = job.settings.early_stopping or EarlyStopping()
+    score = _score(stopping.metric, {"loss": loss, **metrics})
+    if state.best_score is None or score < state.best_score - stopping.min_delta:
+        state.best_score, state.evaluations_since_best = score, 0
     else:
         state.evaluations_since_best += 1
-    return loss
+    return score
+
+
+def _score(metric: str, found: Mapping[str, float]) -> float:
+    """The metric, or its negative, so that lower is better; a `UserError` where this objective has none such."""
+    if metric not in found:
+        raise UserError(f"trainer.early_stopping.metric={metric}: this objective has none.{nearest(metric, found)}")
+    return found[metric] if WAYS[metric] == "minimize" else -found[metric]
 
 
 def _no_better(settings: Trainer, state: State) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 
 from bigtrain.config.launching import check_launcher, here, visible_gpus, world_size
+from bigtrain.config.metrics import WAYS
 from bigtrain.config.schema import ELEMENTWISE_ONLY, NOT_ELEMENTWISE, Engine, RunConfig, Trainer
-from bigtrain.errors import UserError
+from bigtrain.errors import UserError, nearest
 
 ZERO = ("zero0", "zero1", "zero2", "zero3")
 STAGES = {
@@ -204,6 +205,9 @@ def check_rules(config: RunConfig, ranks: int | None = None) -> None:
             "trainer.activation_offload cannot move what activation_checkpointing=selective puts by: take none or full."
         )
     if trainer.early_stopping and trainer.eval_every is None:
-        raise UserError("trainer.early_stopping looks at the held-out loss: set trainer.eval_every.")
+        raise UserError("trainer.early_stopping looks at the held-out split: set trainer.eval_every.")
+    if trainer.early_stopping and trainer.early_stopping.metric not in WAYS:
+        metric = trainer.early_stopping.metric
+        raise UserError(f"trainer.early_stopping.metric={metric}: there is no such metric.{nearest(metric, WAYS)}")
     if config.checkpoint.keep_best and trainer.eval_every is None:
         raise UserError("checkpoint.keep_best looks at the held-out loss: set trainer.eval_every.")

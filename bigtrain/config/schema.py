@@ -31,10 +31,14 @@ class Run:
 
 @dataclass(slots=True)
 class EarlyStopping:
-    """End when the held-out loss has not improved by `min_delta` (nats) for `patience` evaluations."""
+    """End when the held-out `metric` has not improved by `min_delta` for `patience` evaluations.
+
+    The checkpoints that `checkpoint.keep_best` keeps are the best by the same metric.
+    """
 
     patience: int = 3
     min_delta: float = 0.0
+    metric: str = "loss"
 
 
 @dataclass(slots=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from bigtrain.data.remote import retried
-from bigtrain.errors import UserError
+from bigtrain.errors import UserError, nearest_path
 
 TIMEOUT_S = 5.0
 ROWS = 1000
@@ -25,7 +26,7 @@ def find(name: str, kind: Literal["dataset", "model"], setting: str, revision: s
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    api = HfApi()
+    api, near = HfApi(), nearest_path(Path(name).expanduser(), listed=0)
     try:
         info = (api.dataset_info if kind == "dataset" else api.model_info)(name, revision=revision, timeout=TIMEOUT_S)
     except GatedRepoError as error:
@@ -33,11 +34,11 @@ def find(name: str, kind: Literal["dataset", "model"], setting: str, revision: s
     except RevisionNotFoundError as error:
         raise UserError(f"{setting}={name}: the hub has no revision '{revision}' of it.") from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"{setting}={name}: neither a local path nor a {kind} of {api.endpoint}.") from error
+        raise UserError(f"{setting}={name}: neither a local path nor a {kind} of {api.endpoint}.{near}") from error
     except Exception as error:  # whichever of its HTTP library's many the client lets through
         raise UserError(
             f"{setting}={name}: no such local path, and the hub ({api.endpoint}) cannot be reached to look there "
-            f"({type(error).__name__}: {error})."
+            f"({type(error).__name__}: {error}).{near}"
         ) from error
     return str(info.sha)
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from bigtrain.data.examples import Arrays, check_split
 from bigtrain.data.order import EpochOrder, Integers, Order
+from bigtrain.data.sources import holds_no_run
 from bigtrain.data.tables import split_rows
-from bigtrain.errors import UserError
+from bigtrain.errors import UserError, nearest_path
 
 VERSION = 1
 KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
@@ -67,11 +68,28 @@ class Images:
             del told[name]
         here = Path(self.path).expanduser()
         if not here.is_dir():
-            raise UserError(f"data.path={self.path}: there is no such folder; images lie in one.")
+            raise UserError(
+                f"data.path={self.path}: there is no such folder; images lie in one.{nearest_path(here, holds_no_run)}"
+            )
         files = [[str(file.relative_to(here)), file.stat().st_size, file.stat().st_mtime_ns]
                  for file in sorted(here.rglob("*")) if file.is_file()]  # fmt: skip
         digest = hashlib.sha256(json.dumps([VERSION, told, files], sort_keys=True).encode()).hexdigest()[:16]
         return Path(self.cache).expanduser() / f"images-{digest}"
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """(channels, height and width in pixels) of the images, before all are read; None: they are not square."""
+        here = Path(self.path).expanduser()
+        if not here.is_dir():
+            return None
+        if files := _idx_files(here, IDX["train"]):
+            sizes = [*_idx_shape(files[0])[1:], 1][:3]
+        elif self.image_size:
+            return self.channels, self.image_size
+        else:
+            file = next((file for file in here.rglob("*") if file.suffix.lower() in KINDS), None)
+            sizes = [] if file is None else list(_picture(file, None, self.channels).shape)
+        return (sizes[2], sizes[0]) if len(sizes) == 3 and sizes[0] == sizes[1] else None
 
     def prepare(self) -> None:
         """Reads and splits the images, unless that has been done.
@@ -219,11 +237,10 @@ def _idx(folder: Path) -> Found:
     """The IDX pairs in a folder; empty where there is none."""
     found: Found = {}
     for split, stems in IDX.items():
-        names = sorted(folder.iterdir())
-        files = [next((file for file in names if file.name.startswith(stem)), None) for stem in stems]
-        if files[0] is None or files[1] is None:
+        files = _idx_files(folder, stems)
+        if files is None:
             continue
-        images, labels = (read_idx(file) for file in files if file)
+        images, labels = map(read_idx, files)
         if len(images) != len(labels):
             raise UserError(f"{files[0]} has {len(images)} images and {files[1]} {len(labels)} labels.")
         classes = [str(number) for number in range(int(labels.max()) + 1)]
@@ -231,6 +248,20 @@ def _idx(folder: Path) -> Found:
     if "eval" in found and len(found["eval"][2]) > len(found["train"][2]):
         raise UserError(f"data.path={folder}: the held-out images have classes that the training images lack.")
     return found if "train" in found else {}
+
+
+def _idx_files(folder: Path, stems: Sequence[str]) -> list[Path] | None:
+    """The files of images and of labels; None where one is missing."""
+    names = sorted(folder.iterdir())
+    found = [file for stem in stems for file in [next((f for f in names if f.name.startswith(stem)), None)] if file]
+    return found if len(found) == len(stems) else None
+
+
+def _idx_shape(file: Path) -> tuple[int, ...]:
+    """The sizes that an IDX file tells, the number of values first; empty: it is none."""
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
+        head = opened.read(4)
+        return tuple(np.frombuffer(opened.read(4 * head[3]), ">u4").tolist()) if head[:3] == b"\0\0\x08" else ()
 
 
 def read_idx(file: Path) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from bigtrain.data.mixing import Integers, Mix, Mixing, Part
+from bigtrain.data.mixing import Integers, Mix, Mixing, Part, Piece
 from bigtrain.data.sets import PackedSet, Sample
 
 
@@ -136,3 +136,29 @@ def _targets(samples: PackedSet) -> int:
         total += int(np.minimum(np.diff(ends, prepend=before) - 1, samples.sequence_length).sum())
         before = int(ends[-1])
     return total
+
+
+def describe(mix: Mix, mixing: Mixing, sets: Mapping[str, PackedSet], position: int) -> str:
+    """Samples, documents and share of each domain at a position, what changes later, and what runs dry when."""
+
+    def shares(piece: Piece) -> list[str]:
+        """Of the tokens of a piece of the mixture, each domain's."""
+        tokens = [share * part.tokens / part.samples for share, part in zip(piece.parts, mixing.parts, strict=True)]
+        return [f"{100 * of / sum(tokens):.3g} %" for of in tokens]
+
+    now = max(number for number, piece in enumerate(mix.pieces) if piece.start <= position)
+    lines = [
+        f"data: {name}: {share} of tokens; {len(samples):,} samples, {samples.shards.documents:,} documents, "
+        f"{samples.shards.tokens:,} tokens an epoch"
+        for (name, samples), share in zip(sets.items(), shares(mix.pieces[now]), strict=True)
+    ]
+    lines += [
+        f"data: from sample {piece.start:,} on: "
+        + ", ".join(f"{name} {share}" for name, share in zip(sets, shares(piece), strict=True))
+        for piece in mix.pieces[now + 1 :]
+    ]
+    names = list(sets)
+    does = {"repeat": "is repeated", "stop": "ends the run", "rebalance": "leaves its share to the others"}
+    dry = [f"data: {names[one.domain]} is dry at sample {one.position:,}: it {does[mixing.when_dry]}"
+           for one in mix.dry]  # fmt: skip
+    return "\n".join([*lines, *dry])

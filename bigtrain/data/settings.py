@@ -169,6 +169,32 @@ class Preparation:
         return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def check_settings(
+    sequence_length: int,
+    packing: str,
+    document_masks: bool,
+    when_dry: str,
+    workers: int | None,
+    shuffle_shards: int | None,
+) -> None:
+    """A `UserError` for a setting of text as sequences that is out of its range."""
+    if sequence_length < 1:
+        raise UserError(f"data.sequence_length={sequence_length}: at least 1 token.")
+    if packing not in ("concat", "best_fit", "none"):
+        raise UserError(f"data.packing={packing}: there are: concat, best_fit, none.")
+    if document_masks and packing == "none":
+        raise UserError(
+            f"data.document_masks=true is for data.packing=concat and best_fit: with data.packing={packing} a "
+            "sample is one document. Leave it false."
+        )
+    if workers is not None and workers < 1:
+        raise UserError(f"data.workers={workers}: at least 1 process.")
+    if when_dry not in ("repeat", "stop", "rebalance"):
+        raise UserError(f"data.when_dry={when_dry}: there are: repeat, stop, rebalance.")
+    if shuffle_shards is not None and shuffle_shards < 1:
+        raise UserError(f"data.shuffle_shards={shuffle_shards}: at least 1 shard.")
+
+
 def check_weights(weights: Mapping[str, float], where: str) -> None:
     """Refuses weights that are no shares.
 

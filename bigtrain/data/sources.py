@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from bigtrain.errors import UserError, nearest
+from bigtrain.config.compose import PENDING
+from bigtrain.errors import UserError, nearest, nearest_path
 
 TEXT, JSONL, PARQUET, ARROW, HUB = "text", "jsonl", "parquet", "arrow", "hub"
 PACKED = ("", ".gz", ".xz", ".zst")
@@ -21,6 +22,8 @@ SUFFIXES = {
     ".arrow": ARROW,
 }
 KNOWN = f"{', '.join(s for s in SUFFIXES if s.count('.') == 1)}; text and JSON lines also as .gz, .xz, .zst"
+RUN_FILES = ("config.yaml", PENDING)
+"""One of them is in every run folder."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -98,10 +101,12 @@ def _find(path: str, split: str) -> list[Source]:
         return _readable([_file(match) for match in matches if match.is_file()], f"The glob data.path={path}")
     if HUB_NAME.fullmatch(path) and kind_of(path) is None:
         return [Source(path, HUB)]
-    beside = [entry.name for entry in here.parent.iterdir()] if here.parent.is_dir() else []
-    raise UserError(
-        f"data.path={path}: no such file or folder." + (nearest(here.name, beside) if len(beside) <= 50 else "")
-    )
+    raise UserError(f"data.path={path}: no such file or folder.{nearest_path(here, holds_no_run)}")
+
+
+def holds_no_run(entry: Path) -> bool:
+    """False of a run folder, finished or just begun, and of a folder of such: nobody means them by a path of data."""
+    return not any(next(entry.glob(f"{below}{name}"), None) for below in ("", "*/", "*/*/") for name in RUN_FILES)
 
 
 def _folder(files: Sequence[Source], root: str, read_text: Callable[[str], str], path: str, split: str) -> list[Source]:

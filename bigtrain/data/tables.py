@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json as builtin_json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bigtrain.errors import UserError, nearest
+from bigtrain.errors import UserError, nearest, nearest_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,9 +74,7 @@ class Table:
             if kind in (".csv", ".tsv"):
                 return _csv(file, "\t" if kind == ".tsv" else ",", self.columns)
             if kind in (".jsonl", ".json"):
-                from pyarrow import json
-
-                return json.read_json(file)
+                return _json_lines(file)
             if kind == ".parquet":
                 from pyarrow import parquet
 
@@ -105,10 +104,10 @@ def column(table: pa.Table, name: str, setting: str) -> list[Any]:
     if name not in table.column_names and "." in name:  # a field of a column of records: translation.de
         table = table.flatten()
     if name not in table.column_names:
-        raise UserError(
-            f"data.{setting}={name}: there is no such column; there are {', '.join(table.column_names)}."
-            f"{nearest(name, table.column_names)}"
-        )
+        close = nearest(name, table.column_names)
+        if "Did you" not in close and any(" " in each or _number(each) for each in table.column_names):
+            close += " That looks like a row: if the table has no line of names, give them, as data.columns=[id,text]."
+        raise UserError(f"data.{setting}={name}: there is no such column.{close}")
     values: list[Any] = table.column(name).to_pylist()
     for row, value in enumerate(values):
         if isinstance(value, bytes):  # what Arrow makes of a column that is not UTF-8
@@ -117,6 +116,14 @@ def column(table: pa.Table, name: str, setting: str) -> list[Any]:
             except UnicodeDecodeError as error:
                 raise UserError(f"data.{setting}={name}: row {row + 1} is not UTF-8: {error}.") from error
     return values
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def texts(table: pa.Table, name: str, setting: str) -> list[str]:
@@ -162,7 +169,7 @@ def split_rows(
 
 def _files(path: str) -> list[Path] | None:
     """The files that a path names; None: it is a name of the hub."""
-    from bigtrain.data.sources import HUB_NAME
+    from bigtrain.data.sources import HUB_NAME, holds_no_run
 
     here = Path(path).expanduser()
     if here.is_dir():
@@ -177,8 +184,7 @@ def _files(path: str) -> list[Path] | None:
         return [here]
     if HUB_NAME.fullmatch(path) and not _kind(here):
         return None
-    beside = [entry.name for entry in here.parent.iterdir()] if here.parent.is_dir() else []
-    raise UserError(f"data.path={path}: no such file or folder.{nearest(here.name, beside)}")
+    raise UserError(f"data.path={path}: no such file or folder.{nearest_path(here, holds_no_run)}")
 
 
 def _kind(file: Path) -> str | None:
@@ -194,6 +200,21 @@ def _csv(file: Path, delimiter: str, columns: Sequence[str] | None) -> pa.Table:
     quote: str | bool = '"' if delimiter == "," else False
     parse = csv.ParseOptions(delimiter=delimiter, quote_char=quote, newlines_in_values=delimiter == ",")
     return csv.read_csv(file, read, parse, csv.ConvertOptions(strings_can_be_null=False))
+
+
+def _json_lines(file: Path) -> pa.Table:
+    from pyarrow import ArrowInvalid, json
+
+    try:
+        return json.read_json(file)
+    except ArrowInvalid as error:  # it counts rows within blocks of the file: look for the line
+        if file.suffix in (".jsonl", ".json"):
+            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+                try:
+                    _ = builtin_json.loads(line) if line.strip() else None
+                except ValueError as fault:
+                    raise UserError(f"data.path={file}: line {number} is not JSON: {fault}.") from error
+        raise
 
 
 def _dialogues(file: Path) -> pa.Table:

@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bigtrain.data.settings import Domain, Masking, Preparation, Stage, checked_weights
+from bigtrain.data.settings import Domain, Masking, Preparation, Stage, check_settings, checked_weights
 from bigtrain.data.sources import Source
 from bigtrain.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from bigtrain.data.mixed import MixedSet
-    from bigtrain.data.mixing import Mix, Mixing, Piece
+    from bigtrain.data.mixing import Mix, Mixing
     from bigtrain.data.resuming import Changes
     from bigtrain.data.sets import PackedSet
     from bigtrain.data.shards import Manifest
@@ -51,21 +51,7 @@ class TextData:
         shuffle_shards: int | None,
         workers: int | None,
     ) -> None:
-        if sequence_length < 1:
-            raise UserError(f"data.sequence_length={sequence_length}: at least 1 token.")
-        if packing not in ("concat", "best_fit", "none"):
-            raise UserError(f"data.packing={packing}: there are: concat, best_fit, none.")
-        if document_masks and packing == "none":
-            raise UserError(
-                f"data.document_masks=true is for data.packing=concat and best_fit: with data.packing={packing} a "
-                "sample is one document. Leave it false."
-            )
-        if workers is not None and workers < 1:
-            raise UserError(f"data.workers={workers}: at least 1 process.")
-        if when_dry not in ("repeat", "stop", "rebalance"):
-            raise UserError(f"data.when_dry={when_dry}: there are: repeat, stop, rebalance.")
-        if shuffle_shards is not None and shuffle_shards < 1:
-            raise UserError(f"data.shuffle_shards={shuffle_shards}: at least 1 shard.")
+        check_settings(sequence_length, packing, document_masks, when_dry, workers, shuffle_shards)
         self._cache_bytes, self._shuffle_shards = int(cache_gb * 1e9), shuffle_shards
         self.preparations, self.domains = dict(preparations), dict(domains or {})
         self.stages, self.when_dry = sorted(stages or [], key=lambda stage: stage.from_tokens), when_dry
@@ -249,29 +235,9 @@ class TextData:
 
     def describe(self) -> str:
         """Samples, documents and share of each domain, and what runs dry when."""
-        pieces, at = self._mix.pieces, self._position
-        now = max(number for number, piece in enumerate(pieces) if piece.start <= at)
-        lines = [
-            f"data: {name}: {share} of tokens; {len(samples):,} samples, {samples.shards.documents:,} documents, "
-            f"{samples.shards.tokens:,} tokens an epoch"
-            for (name, samples), share in zip(self.sets.items(), self._shares(pieces[now]), strict=True)
-        ]
-        lines += [
-            f"data: from sample {piece.start:,} on: "
-            + ", ".join(f"{name} {share}" for name, share in zip(self.sets, self._shares(piece), strict=True))
-            for piece in pieces[now + 1 :]
-        ]
-        names = list(self.domains)
-        does = {"repeat": "is repeated", "stop": "ends the run", "rebalance": "leaves its share to the others"}
-        dry = [f"data: {names[one.domain]} is dry at sample {one.position:,}: it {does[self.when_dry]}"
-               for one in self._mix.dry]  # fmt: skip
-        return "\n".join([*lines, *dry])
+        from bigtrain.data.mixed import describe
 
-    def _shares(self, piece: Piece) -> list[str]:
-        """Of the tokens of a piece of the mixture, each domain's."""
-        tokens = [share * part.tokens / part.samples
-                  for share, part in zip(piece.parts, self._mixing.parts, strict=True)]  # fmt: skip
-        return [f"{100 * of / sum(tokens):.3g} %" for of in tokens]
+        return describe(self._mix, self._mixing, self.sets, self._position)
 
     def verify(self) -> None:
         """Compares every byte with the checksums of the manifest; `UserError` names what differs."""

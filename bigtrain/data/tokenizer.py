@@ -129,15 +129,18 @@ def _of_gguf(file: Path) -> Any:
 
 
 def _hugging_face(given: str, local: bool) -> Any:
+    from huggingface_hub import try_to_load_from_cache
     from transformers import AutoTokenizer
 
     from bigtrain.data import hub
 
-    try:
-        return AutoTokenizer.from_pretrained(given, local_files_only=True)
-    except Exception as error:  # OSError, ValueError, KeyError, … by what is missing
-        if local:
-            raise UserError(f"data.tokenizer={given} is no folder of a Hugging Face tokenizer: {error}") from error
+    # of a config.json alone, as a look at a model leaves it in the cache, transformers makes an empty tokenizer
+    if local or isinstance(try_to_load_from_cache(given, "tokenizer_config.json"), str):
+        try:
+            return AutoTokenizer.from_pretrained(given, local_files_only=True)
+        except Exception as error:  # OSError, ValueError, KeyError, … by what is missing
+            if local:
+                raise UserError(f"data.tokenizer={given} is no folder of a Hugging Face tokenizer: {error}") from error
     revision = hub.find(given, "model", "data.tokenizer")
     try:
         return AutoTokenizer.from_pretrained(given, revision=revision)

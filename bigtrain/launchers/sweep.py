@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,20 @@ def folder_name(number: int, overrides: Sequence[str]) -> str:
     return "_".join([str(number), *words])[:NAME_LENGTH].rstrip("-._")
 
 
-def write_ledger(folder: Path, words: Sequence[str], parts: Sequence[Part]) -> None:
-    """`sweep.json`: what was typed, and where each part of it is; whole or not at all."""
+def words_of(shared: Sequence[str], part: Part) -> list[str]:
+    """What one would type for this part alone, its run folder last."""
+    keys = {word.lstrip("+~").partition("=")[0] for word in part.overrides}
+    fixed = [word for word in shared if word.lstrip("+~").partition("=")[0] not in keys]
+    return [*fixed, *part.overrides, f"run.dir={part.folder}"]
+
+
+def write_ledger(
+    folder: Path, words: Sequence[str], parts: Sequence[Part], more: Mapping[str, Any] | None = None
+) -> None:
+    """`sweep.json`: what was typed, where each part of it is, and `more`; whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"words": list(words), "parts": [asdict(part) for part in parts]}, indent=1)
+    found = {"words": list(words), "parts": [asdict(part) for part in parts], **(more or {})}
+    text = json.dumps(found, indent=1)
     temporary = folder / f"{LEDGER}.tmp"
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(folder / LEDGER)

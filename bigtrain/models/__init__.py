@@ -56,7 +56,8 @@ def decoder(
         norm_eps: inside the norms.
         rope_theta: base of the rotary wavelengths.
         rope_scaling: Llama 3's stretching of them, with Hugging Face's keys.
-        dropout: of embedding, attention and both branches of a block, while training.
+        dropout: of embedding and both branches of a block, while training; not of attention, whose fast kernels have
+            none.
 
     Raises:
         UserError: an unknown preset, a shape that cannot be, a path that is not such a model.
@@ -124,6 +125,7 @@ def lstm(
     width: int = 256,
     layers: int = 1,
     dropout: float = 0.2,
+    word_dropout: float = 0.0,
     tied: bool = True,
     start_id: int = 0,
 ) -> nn.Module:
@@ -134,6 +136,7 @@ def lstm(
         width: of embeddings and states; half of it for each direction of reading.
         layers: of the encoder, and of the decoder.
         dropout: of embeddings, between layers and in front of the head, while training.
+        word_dropout: of whole tokens that are read, while training (arXiv:1512.05287): texts in other words.
         tied: one matrix for embedding and head.
         start_id: the token that stands in front of every text that is written.
 
@@ -145,7 +148,7 @@ def lstm(
     from bigtrain.models.recurrent import LSTMSeq2Seq
 
     with whole_modules():
-        return LSTMSeq2Seq(given("vocab_size", vocab_size), width, layers, dropout, tied, start_id)
+        return LSTMSeq2Seq(given("vocab_size", vocab_size), width, layers, dropout, word_dropout, tied, start_id)
 
 
 def cnn(
@@ -194,7 +197,7 @@ def vit(
         layers: blocks.
         heads: of attention; they divide the width.
         mlp_width: inside the MLP; by default 4 x width.
-        dropout: of patches, attention and both branches of a block, while training.
+        dropout: of patches and both branches of a block, while training.
 
     Raises:
         UserError: a shape that cannot be.

@@ -29,6 +29,8 @@ def layer(inputs: int, outputs: int) -> nn.Sequential:
 class ConvNet(nn.Module):
     """Three stages of convolutions, each at half the resolution of the one before and twice its width."""
 
+    task = "image_classification"
+
     def __init__(self, classes: int, channels: int, image_size: int, width: int, dropout: float) -> None:
         super().__init__()
         check_sizes(classes=classes, channels=channels, image_size=image_size)

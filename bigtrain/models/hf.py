@@ -102,7 +102,7 @@ def config_of(shape: Shape, dropout: float = 0.0) -> Any:
             layer_norm_epsilon=shape.norm_eps,
             resid_pdrop=dropout,
             embd_pdrop=dropout,
-            attn_pdrop=dropout,
+            attn_pdrop=0.0,  # the fast kernels of attention have none
             architectures=["GPT2LMHeadModel"],
             **common,
         )
@@ -118,7 +118,6 @@ def config_of(shape: Shape, dropout: float = 0.0) -> Any:
         rope_parameters={"rope_type": "default"} | dict(shape.rope_scaling or {}) | {"rope_theta": shape.rope_theta},
         attention_bias=shape.bias,
         mlp_bias=shape.bias,
-        attention_dropout=dropout,
         architectures=["LlamaForCausalLM"],
         **common,
     )

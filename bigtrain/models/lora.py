@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(slots=True)
@@ -19,3 +20,5 @@ class Lora:
     """Weight-decomposed: direction and length are learnt apart."""
     train: list[str] | None = None
     """Modules that are trained whole beside them; null: those with fresh weights, such as a classifier's head."""
+    quantize: Literal["nf4", "fp4"] | None = None
+    """QLoRA: the adapted layers' frozen weights in 4 bits."""

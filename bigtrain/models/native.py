@@ -132,9 +132,9 @@ def norm(shape: Shape) -> nn.Module:
 class Attention(nn.Module):
     """Causal self-attention through torch's SDPA, or FlexAttention where documents are kept apart on a GPU."""
 
-    def __init__(self, shape: Shape, dropout: float, std: float, std_out: float) -> None:
+    def __init__(self, shape: Shape, std: float, std_out: float) -> None:
         super().__init__()
-        self.head_width, self.dropout = shape.head_width, dropout
+        self.head_width = shape.head_width
         self.sizes = [n * shape.head_width for n in (shape.heads, shape.kv_heads, shape.kv_heads)]
         self.repeat = shape.heads // shape.kv_heads
         self.qkv = Linear(shape.width, sum(self.sizes), shape.bias, std)
@@ -163,8 +163,7 @@ class Attention(nn.Module):
             # stores S x S scores.
             k, v = (t.repeat_interleave(self.repeat, dim=1) for t in (k, v))
             grouped = False
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
         return y.transpose(1, 2)
 
 
@@ -197,7 +196,7 @@ class Block(nn.Module):
         super().__init__()
         std_out = 0.02 / math.sqrt(2 * shape.layers)  # 2 a layer are added up on the residual stream
         self.attention_norm, self.mlp_norm = norm(shape), norm(shape)
-        self.attention = Attention(shape, dropout, 0.02, std_out)
+        self.attention = Attention(shape, 0.02, std_out)
         self.mlp = MLP(shape, 0.02, std_out)
         self.dropout = nn.Dropout(dropout)
 
@@ -294,8 +293,7 @@ class Decoder(nn.Module):
         if document_ids is not None:
             at, begins = within_documents(document_ids)
             at = at[:, start : start + length]
-            dropout = cast(Block, self.blocks[0]).attention.dropout if self.training else 0.0
-            blocks = has_kernel(input_ids.device, self.shape.head_width, dropout)
+            blocks = has_kernel(input_ids.device, self.shape.head_width)
             mask = block_mask(begins) if blocks else exact_mask(begins)
         x = self.embedding(input_ids)
         rope: Rope = None

@@ -21,12 +21,21 @@ class LSTMSeq2Seq(nn.Module):
     What is computed of a sample does not depend on how far its batch is padded.
     """
 
-    def __init__(self, vocab_size: int, width: int, layers: int, dropout: float, tied: bool, start_id: int) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        layers: int,
+        dropout: float,
+        word_dropout: float,
+        tied: bool,
+        start_id: int,
+    ) -> None:
         super().__init__()
         if width < 2 or width % 2:
             raise UserError(f"model.width={width}: an even number, half of it for each direction of reading.")
-        if layers < 1 or not 0 <= dropout < 1:
-            raise UserError("model.layers must be at least 1, and model.dropout at least 0 and below 1.")
+        if layers < 1 or not 0 <= dropout < 1 or not 0 <= word_dropout < 1:
+            raise UserError("model.layers: at least 1; model.dropout and model.word_dropout: at least 0 and below 1.")
         self.vocab_size, self.start_id, self.layers = vocab_size, start_id, layers
         self.embedding = nn.Embedding(vocab_size, width)
         inside = dropout if layers > 1 else 0.0
@@ -36,6 +45,7 @@ class LSTMSeq2Seq(nn.Module):
         self.join = nn.Linear(2 * width, width)
         self.head = nn.Linear(width, vocab_size, bias=False)
         self.dropout = nn.Dropout(dropout)
+        self.word_dropout = nn.Dropout1d(word_dropout)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         if tied:
             self.head.weight = self.embedding.weight
@@ -54,10 +64,12 @@ class LSTMSeq2Seq(nn.Module):
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, State]:
         """(memory (B, S, W), the decoder's first state (layers, B, W) twice)."""
         lengths = attention_mask.sum(1).clamp(min=1).cpu()
-        packed = pack_padded_sequence(self._embedded(input_ids), lengths, batch_first=True, enforce_sorted=False)
+        words = self.word_dropout(self._embedded(input_ids))  # whole tokens: (B, S, W) drops rows of W
+        packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         read, (hidden, cell) = self.encoder(packed)
         memory, _ = pad_packed_sequence(read, batch_first=True, total_length=input_ids.shape[1])
-        return memory, (self._both(hidden), self._both(cell))
+        # beside what was read around each word, the word itself: by it a question is known again in other words
+        return memory + words, (self._both(hidden), self._both(cell))
 
     def write(self, ids: Tensor, state: State, memory: Tensor, attention_mask: Tensor) -> tuple[Tensor, State]:
         """ids (B, T), each the token before -> logits (B, T, V), and the state after them."""

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import pickle
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigtrain.errors import UserError
+from bigtrain.errors import UserError, nearest_path
 
-_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model*.bin"]
+FILES = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "pytorch_model*.bin"]
+"""Of the tokenizer too, all of it: half of it in the cache would be read as a tokenizer without its chat template."""
 
 
-def locate(path: str) -> Path:
-    """The local folder or GGUF file that `path` names; a hub name is fetched into the Hugging Face cache."""
+def locate(path: str, setting: str = "model.path", files: Sequence[str] = FILES) -> Path:
+    """The local folder or GGUF file that `path` names; a hub name's `files` are fetched into the Hugging Face cache.
+
+    Raises:
+        UserError: names the `setting`, and the nearest thing that is there.
+    """
     local = Path(path).expanduser()
     if local.is_file() and local.suffix == ".gguf":
         return local
@@ -31,19 +37,20 @@ def locate(path: str) -> Path:
             return found[0]
         if found:
             names = ", ".join(file.name for file in found)
-            raise UserError(f"model.path={path} holds {len(found)} GGUF files ({names}): name one of them.")
-        raise UserError(f"model.path={path} has no config.json and no .gguf file: it is not a Hugging Face folder.")
+            raise UserError(f"{setting}={path} holds {len(found)} GGUF files ({names}): name one of them.")
+        raise UserError(f"{setting}={path} has no config.json and no .gguf file: it is not a Hugging Face folder.")
     if local.exists():
-        raise UserError(f"model.path={path} is a file, but not a .gguf one: give the folder that it lies in.")
+        raise UserError(f"{setting}={path} is a file, but not a .gguf one: give the folder that it lies in.")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
-        raise UserError(f"model.path={path}: there is no such folder or file.")
+        raise UserError(f"{setting}={path}: there is no such folder or file.{nearest_path(local)}")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, allow_patterns=_FILES))
+        return Path(snapshot_download(path, allow_patterns=list(files)))
     except Exception as error:  # a dozen kinds: no network, no such name, gated, no space
         raise UserError(
-            f"model.path={path}: there is no such folder here, and the hub did not give it: {reason(error)}"
+            f"{setting}={path}: there is no such folder here, and the hub did not give it: {reason(error)}"
+            f"{nearest_path(local, listed=0)}"
         ) from error
 
 

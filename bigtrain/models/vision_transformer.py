@@ -21,7 +21,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_width: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.rate = heads, dropout
+        self.heads = heads
         self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, mlp_width), nn.Linear(mlp_width, width)
@@ -32,8 +32,7 @@ class Block(nn.Module):
         batch, patches, width = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(batch, patches, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        rate = self.rate if self.training else 0.0
-        seen = functional.scaled_dot_product_attention(q, k, v, dropout_p=rate).transpose(1, 2).reshape(x.shape)
+        seen = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
         x = x + self.dropout(self.out(seen))
         added: Tensor = x + self.dropout(self.down(functional.gelu(self.up(self.mlp_norm(x)))))
         return added
@@ -41,6 +40,8 @@ class Block(nn.Module):
 
 class VisionTransformer(nn.Module):
     """Images in patches, with learnt positions."""
+
+    task = "image_classification"
 
     def __init__(
         self,

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from bigtrain.optim.schedules import constant, inverse_sqrt, linear, warmup_cosine, wsd
+from bigtrain.optim.schedules import RANGE_TEST, constant, inverse_sqrt, linear, lr_range, warmup_cosine, wsd
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
 __all__ = [
+    "RANGE_TEST",
     "adafactor",
     "adamw",
     "constant",
     "inverse_sqrt",
     "linear",
     "lion",
+    "lr_range",
     "muon",
     "sgd",
     "warmup_cosine",

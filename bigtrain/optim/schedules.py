@@ -12,6 +12,8 @@ from collections.abc import Callable
 from bigtrain.errors import UserError
 
 Schedule = Callable[[int, int], float]
+RANGE_TEST = "bigtrain.optim.lr_range"
+"""A run with this schedule looks for a learning rate: it keeps nothing, and may diverge."""
 
 
 def _warmed_up(warmup_steps: int, min_factor: float, after: Callable[[int, int], float]) -> Schedule:
@@ -95,3 +97,23 @@ def inverse_sqrt(*, warmup_steps: int = 100, min_factor: float = 0.0) -> Schedul
         return max(min_factor, math.sqrt(first / (first + step)))
 
     return _warmed_up(warmup_steps, min_factor, after)
+
+
+def lr_range(*, warmup_steps: int = 0, min_factor: float = 1e-7) -> Schedule:
+    """A learning-rate range test (Smith, arXiv:1506.01186): from `min_factor` of the base rate up to all of it, every
+    step by the same ratio.
+
+    Args:
+        warmup_steps: at the first rate, before it rises.
+        min_factor: of the base rate, in the first step.
+    """
+    if warmup_steps < 0:
+        raise UserError(f"schedule.warmup_steps must not be negative: {warmup_steps}.")
+    if not 0 < min_factor < 1:
+        raise UserError(f"schedule.min_factor of a range test lies between 0 and 1, not at {min_factor}: 1.0e-7.")
+
+    def schedule(step: int, total_steps: int) -> float:
+        done = max(0, step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+        return math.exp(math.log(min_factor) * (1 - min(1.0, done)))
+
+    return schedule

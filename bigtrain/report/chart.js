@@ -150,7 +150,7 @@
       add(this.overlay, "line", { x1: px, x2: px, y1: this.top, y2: this.height - this.bottom });
       this.tip.replaceChildren();
       const head = this.tip.appendChild(document.createElement("b"));
-      head.textContent = (state.axis === "step" ? "step " : "") + x.toLocaleString("en") + (state.axis === "tokens" ? " tokens" : "");
+      head.textContent = (state.axis === "step" ? "step " : "") + x.toLocaleString("en") + (state.axis === "tokens" ? ` ${axis.options[1].text}` : "");
       for (const s of this.series) {
         if (!s.x.length) continue;
         const i = this.nearest(s, x), colour = `c${(one && s.split === "eval" ? 1 : s.run) % 8}`;

@@ -9,8 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.confusion import confusion_svg
+from bigtrain.report.range_test import range_svg, range_test
 from bigtrain.report.read import Curve, Run, curve, metric_names
-from bigtrain.report.summary import ABSENT, Summary, compare, differences, figure, finite, summarise, verdict
+from bigtrain.report.summary import (
+    ABSENT,
+    Summary,
+    common_word,
+    compare,
+    differences,
+    figure,
+    finite,
+    summarise,
+    verdict,
+)
 from bigtrain.telemetry.progress import clock, short
 
 TABLE_ROWS = 40
@@ -22,7 +33,7 @@ CHARTS = {
     "perplexity": ("Held-out perplexity", "", "log"),
     "lr": ("Learning rate", "", "zero"),
     "grad_norm": ("Gradient norm", "", "zero"),
-    "tokens_per_s": ("Throughput, tokens per second", "", "zero"),
+    "tokens_per_s": ("Throughput, {} per second", "", "zero"),
     "mfu": ("Model FLOP utilisation", "percent", "zero"),
     "memory_peak_bytes": ("Peak memory, largest rank", "bytes", "zero"),
     "step_time_s": ("Step time", "seconds", "zero"),
@@ -39,8 +50,10 @@ def render(runs: Sequence[Run]) -> str:
     differing = differences(runs)
     one = len(runs) == 1
     title = runs[0].label if one else _common_title(runs)
+    test = range_test(runs[0]) if one else None
     sentence = verdict(runs[0], summaries[0]) if one else compare(runs, summaries, differing)
-    charts = _charts(runs)
+    sentence = test.sentence if test else sentence
+    charts = _charts(runs, common_word(summaries))
     here = Path(__file__).parent
     body = "".join(
         [
@@ -51,7 +64,8 @@ def render(runs: Sequence[Run]) -> str:
             "</header>",
             _cards(summaries[0]) if one else _comparison(runs, summaries),
             _differences(runs, differing),
-            _plots(charts, one),
+            "".join(_range_test(run, one) for run in runs),
+            _plots(charts, one, common_word(summaries)),
             "".join(_evaluations(run, summary, one) for run, summary in zip(runs, summaries, strict=True)),
             "".join(_confusion(run, one) for run in runs),
             "".join(_sample(run, one) for run in runs),
@@ -89,8 +103,8 @@ def _script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Each chart as chart.js wants it; a metric that no run has makes none."""
+def _charts(runs: Sequence[Run], word: str) -> list[dict[str, Any]]:
+    """Each chart as chart.js wants it (`word`: what is counted as tokens); a metric that no run has makes none."""
     names = dict.fromkeys(CHARTS)
     for run in runs:
         names.update(dict.fromkeys([*metric_names(run.train), *metric_names(run.eval)]))
@@ -99,6 +113,7 @@ def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if name in NO_CHART:
             continue
         title, unit, scale = CHARTS.get(name, (name.replace("_", " "), "", "data"))
+        title = title.replace("{}", word)
         series = []
         for index, run in enumerate(runs):
             for split, lines in (("train", run.train), ("eval", run.eval)):
@@ -173,7 +188,7 @@ def _gibibytes(count: float | None) -> str:
     return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
 
 
-def _numbers(summary: Summary) -> dict[str, tuple[str, str]]:
+def _numbers(summary: Summary, word: str) -> dict[str, tuple[str, str]]:
     """Name → (figure, what is behind it)."""
     first, last = summary.first_eval, summary.last_eval
     loss, perplexity = finite(last, "loss"), finite(last, "perplexity")
@@ -189,12 +204,12 @@ def _numbers(summary: Summary) -> dict[str, tuple[str, str]]:
             f"{loss:.4f}" if loss is not None else "–",
             f"from {first_loss:.4f}" if first_loss is not None and moved else "",
         ),
-        "tokens": (
+        word: (
             short(summary.tokens) if summary.tokens else "–",
             f"{summary.last_step:,} steps" if summary.last_step is not None else "",
         ),
         "training time": (clock(summary.training_s) if summary.training_s is not None else "–", "evaluations aside"),
-        "tokens / s": (short(summary.tokens_per_s) if summary.tokens_per_s is not None else "–", "median, all ranks"),
+        f"{word} / s": (short(summary.tokens_per_s) if summary.tokens_per_s is not None else "–", "median, all ranks"),
         "peak memory": (_gibibytes(summary.memory_peak_bytes), "largest rank"),
         "MFU": (
             f"{summary.mfu:.1%}" if summary.mfu is not None else "–",
@@ -206,7 +221,7 @@ def _numbers(summary: Summary) -> dict[str, tuple[str, str]]:
 def _cards(summary: Summary) -> str:
     cards = "".join(
         f"<div class=card><dt>{name}</dt><dd>{_text(value)}</dd><small>{_text(note)}</small></div>"
-        for name, (value, note) in _numbers(summary).items()
+        for name, (value, note) in _numbers(summary, summary.counted).items()
     )
     return f"<dl class=cards>{cards}</dl>"
 
@@ -223,7 +238,7 @@ def _swatch(index: int, label: str) -> str:
 
 
 def _comparison(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
-    columns = [_numbers(summary) for summary in summaries]
+    columns = [_numbers(summary, common_word(summaries)) for summary in summaries]
     losses = [finite(summary.last_eval, "loss") for summary in summaries]
     best = min((loss for loss in losses if loss is not None), default=None)
     rows = []
@@ -248,7 +263,7 @@ def _differences(runs: Sequence[Run], differing: dict[str, list[Any]]) -> str:
     return f"<section><h2>Settings that differ</h2>{_table(head, rows)}</section>"
 
 
-def _plots(charts: list[dict[str, Any]], one: bool) -> str:
+def _plots(charts: list[dict[str, Any]], one: bool, word: str) -> str:
     if not charts:
         return ""
     figures = "".join(
@@ -262,7 +277,7 @@ def _plots(charts: list[dict[str, Any]], one: bool) -> str:
     legend = keys if one else f"<span id=legend></span>{lines}"
     return (
         f"<section><h2>Curves</h2><div class=tools>{legend}<span class=space></span>"
-        "<label>over <select id=axis><option value=step>steps<option value=tokens>tokens</select></label>"
+        f"<label>over <select id=axis><option value=step>steps<option value=tokens>{word}</select></label>"
         "<label>smoothing <input id=smooth type=range min=0 max=0.98 step=0.02 value=0></label></div>"
         "<noscript><p>The plots need JavaScript; the tables do not.</noscript>"
         f"<div class=plots>{figures}</div></section>"
@@ -290,7 +305,7 @@ def _evaluations(run: Run, summary: Summary, one: bool) -> str:
         cells += [_cell(name, line.metrics.get(name)) for name in names]
         rows.append(cells)
     note = f"<p class=note>{len(shown)} of {len(lines)} evaluations.</p>" if len(shown) < len(lines) else ""
-    table = _table(["step", "tokens", *map(_text, names)], rows, "figures")
+    table = _table(["step", summary.counted, *map(_text, names)], rows, "figures")
     if one:
         return f"<section><h2>Evaluation</h2>{table}{note}</section>"
     return f"<section><details><summary>Evaluation{_of(run, one)}</summary>{table}{note}</details></section>"
@@ -300,6 +315,16 @@ def _cell(name: str, value: float | int | None) -> str:
     if value is None:
         return "–"
     return f"{value:.4f}" if name == "loss" else f"{value:,.2f}" if abs(value) >= 1 else f"{value:.4g}"
+
+
+def _range_test(run: Run, one: bool) -> str:
+    test = range_test(run)
+    if test is None:
+        return ""
+    said = f"<p class=note>{_text(test.sentence)}</p>" if not one else ""  # else it is the verdict
+    return (
+        f"<section><h2>Learning-rate range test{_of(run, one)}</h2>{said}<figure>{range_svg(test)}</figure></section>"
+    )
 
 
 def _confusion(run: Run, one: bool) -> str:

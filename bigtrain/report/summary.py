@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigtrain.report.read import Line, Run, flatten
+from bigtrain.telemetry.metrics import counted
 
 UNSAID = ("run.dir",)
 """Settings that differ between any two runs."""
@@ -25,6 +26,8 @@ class Summary:
     first_eval: Line | None
     last_eval: Line | None
     best_eval: Line | None
+    counted: str
+    """What `tokens` counts, in words."""
     tokens: int | None
     training_s: float | None
     tokens_per_s: float | None
@@ -57,6 +60,7 @@ def summarise(run: Run) -> Summary:
         first_eval=scored[0] if scored else None,
         last_eval=scored[-1] if scored else None,
         best_eval=min(scored, key=lambda line: finite(line, "loss") or 0.0) if scored else None,
+        counted=counted(run.config.get("objective")),
         tokens=int(max(_values(lines, "tokens"), default=0)) or None,
         training_s=_training_seconds(run.train),
         tokens_per_s=statistics.median(rates) if rates else None,
@@ -144,10 +148,16 @@ def compare(runs: Sequence[Run], summaries: Sequence[Summary], differences: dict
     text += f" (perplexity {figure(perplexity)})" if perplexity is not None else ""
     text += f", {scored[1][0] - loss:.4f} below the next." if len(scored) > 1 else "."
     if len({entry[2].tokens for entry in scored}) > 1:
-        text += " They saw different numbers of tokens."
+        text += f" They saw different numbers of {common_word(summaries)}."
     if any(name.startswith("data.") for name in differences):
         text += " Their data settings differ, so their losses may not be comparable."
     return text
+
+
+def common_word(summaries: Sequence[Summary]) -> str:
+    """What `tokens` counts in all of them."""
+    words = {summary.counted for summary in summaries}
+    return words.pop() if len(words) == 1 else "targets"
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:

@@ -18,10 +18,24 @@ from bigtrain.errors import UserError
 Split = Literal["train", "eval"]
 Number = float | int | None
 FILE_NAME = "metrics.jsonl"
+OF_TOKENS = ("causal_lm", "masked_lm", "seq2seq", "distillation")
+"""The objectives whose targets are tokens."""
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole objects of a metrics.jsonl, in order; lines that are broken or no step's are left out.
+def counted(objective: Any) -> str:
+    """What `tokens` counts in the lines of a run with this objective component, in words: the targets of any objective.
+
+    A classifier has a label for a text, an image or a word; for DPO they are pairs of answers.
+    """
+    target = objective.get("_target_") if isinstance(objective, Mapping) else None
+    room, _, name = str(target).rpartition(".")
+    if target is None or (room == "bigtrain.objectives" and name in OF_TOKENS):
+        return "tokens"
+    return "pairs" if target == "bigtrain.objectives.dpo" else "targets"
+
+
+def read_lines(path: Path, split: Split | None = None) -> list[dict[str, Any]]:
+    """The whole objects of a metrics.jsonl, in order, or those of one split; broken lines or no step's are left out.
 
     A missing file reads as empty: a run that was killed before its first log point has none.
     """
@@ -29,8 +43,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open("rb") as file:
             for raw in file:
+                if split is not None and f'"{split}"'.encode() not in raw:  # of a long run, few lines are evaluations
+                    continue
                 line = _parse(raw)
-                if line is not None:
+                if line is not None and split in (None, line["split"]):
                     lines.append(line)
     except FileNotFoundError:
         pass

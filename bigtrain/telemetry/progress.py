@@ -121,11 +121,12 @@ class TrainProgress:
     Args:
         total_steps: where training ends.
         step: where it begins (a resume: the checkpoint's).
+        unit: what is counted a second.
         output: standard output, or another stream (tests).
     """
 
-    def __init__(self, total_steps: int, *, step: int = 0, output: TextIO | None = None):
-        self._total = total_steps
+    def __init__(self, total_steps: int, *, step: int = 0, unit: str = "tok", output: TextIO | None = None):
+        self._total, self._unit = total_steps, unit
         self._first = step
         self._console = console() if output is None else _console_on(output)
         self._bar: Progress | None = None
@@ -161,9 +162,9 @@ class TrainProgress:
         if split == "eval":
             line = f"eval   {place}  {_eval_numbers(metrics)}"
         else:
-            line = f"train  {place}  {_train_numbers(metrics, whole=True)}{self._left(step, metrics)}"
+            line = f"train  {place}  {_train_numbers(metrics, self._unit, whole=True)}{self._left(step, metrics)}"
             if self._bar is not None and self._task is not None:
-                self._bar.update(self._task, completed=step, numbers=_train_numbers(metrics))
+                self._bar.update(self._task, completed=step, numbers=_train_numbers(metrics, self._unit))
         if split == "eval" or self._bar is None:
             _print(self._console, line)
         said.info(line)
@@ -185,7 +186,7 @@ def _console_on(output: TextIO) -> Console:
     return Console(file=output, highlight=False, width=None if output.isatty() else 120)
 
 
-def _train_numbers(metrics: Mapping[str, Number], *, whole: bool = False) -> str:
+def _train_numbers(metrics: Mapping[str, Number], unit: str, *, whole: bool = False) -> str:
     formats = {"loss": "loss {:.4f}", "lr": "lr {:.2e}", "grad_norm": "grad {:.3g}"}
     parts = [
         form.format(value)
@@ -193,7 +194,7 @@ def _train_numbers(metrics: Mapping[str, Number], *, whole: bool = False) -> str
         if (value := metrics.get(name)) is not None and (whole or name != "grad_norm")
     ]
     if (rate := metrics.get("tokens_per_s")) is not None:
-        parts.append(f"{short(rate)} tok/s")
+        parts.append(f"{short(rate)} {unit}/s")
     if whole and (mfu := metrics.get("mfu")) is not None:
         parts.append(f"mfu {mfu:.1%}")
     return "  ".join(parts)

@@ -50,7 +50,11 @@ def test_a_classifier_keeps_its_names_and_its_confusion(bigtrain: Run, rows: Pat
     assert sum(map(sum, matrix["matrix"])) == 10 and matrix["names"] == ["bad", "good"]
     assert "Confusion matrix" in (run / "report.html").read_text()
     picture = tmp_path / "confusion.svg"
-    done = bigtrain("evaluate", str(run), "--json", "--picture", str(picture))
+    done = bigtrain("evaluate", str(run), "--json", "--picture", str(picture), "--out", str(tmp_path / "out"))
+    said = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert len(said) == 10 and all(each["text"] and 0.5 <= each["probability"] <= 1 for each in said)
+    right = sum(each["label"] == each["predicted"] for each in said)
+    assert right == sum(matrix["matrix"][n][n] for n in range(2)) and said[0]["label"] in ("bad", "good")
     assert json.loads(done.stdout)["confusion"] == matrix["matrix"] and picture.read_text().startswith("<svg")
     foreign = ["data=labelled_texts", f"data.path={rows}/reviews.tsv", "--json"]
     assert json.loads(bigtrain("evaluate", str(run / "export"), *foreign).stdout)["targets"] == 40
@@ -72,8 +76,12 @@ def test_adapters_are_merged_on_export(bigtrain: Run, rows: Path, tmp_path: Path
     theirs = json.loads(bigtrain("evaluate", str(run / "export"), "data=conversations", *data).stdout)
     assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
     bigtrain("generate", str(run), "--chat", "--prompt", "Tell me of the sea.", "--max-new-tokens", "3")
-    message = bigtrain("train", *words, "model.lora.targets=[q_prj]", "engine=local", code=2).stderr
-    assert "q_prj matches no linear layer; there are q_proj (2), k_proj (2)" in message
+    fresh = [*words, "engine=local", f"data.cache={tmp_path}/nothing_yet"]
+    message = bigtrain("train", *fresh, "model.lora.targets=[q_prj]", code=2).stderr
+    assert "q_prj matches no linear layer; there are q_proj (2), k_proj (2)" in message and "mean 'q_proj'" in message
+    message = bigtrain("train", *fresh, f"model.path={rows}/lama", "data.tokenizer=null", code=2).stderr
+    assert f"model.path={rows}/lama: there is no such folder" in message and f"mean '{rows}/llama'?" in message
+    assert not (tmp_path / "nothing_yet").exists(), "said before the data are prepared"
 
 
 def test_folds_tell_mean_and_deviation(bigtrain: Run, rows: Path, tmp_path: Path) -> None:
@@ -86,3 +94,52 @@ def test_folds_tell_mean_and_deviation(bigtrain: Run, rows: Path, tmp_path: Path
     held = [sum(map(sum, json.loads(file.read_text())["matrix"])) for file in folder.glob("*/confusion.json")]
     assert held == [20, 20]
     assert "has no folds" in bigtrain("train", "recipe=quickstart", "evaluation.folds=3", code=2).stderr
+
+
+def test_what_is_best_is_what_early_stopping_looks_at(bigtrain: Run, rows: Path, tmp_path: Path) -> None:
+    run, words = tmp_path / "run", [*tasks(rows)["bert_classification"], "engine=local", "evaluation.export=false"]
+    stop = ["trainer.eval_every=1", "trainer.max_steps=9", "checkpoint.every=1", "checkpoint.keep_best=1"]
+    early = "trainer.early_stopping={patience: 2, min_delta: 9.0, metric: %s}"
+    message = bigtrain("train", *words, *stop, early % "acuracy", code=2).stderr
+    assert "there is no such metric. Did you mean 'accuracy'?" in message
+    message = bigtrain("train", *words, *stop, early % "pearson", f"run.dir={tmp_path}/no", code=2).stderr
+    assert "this objective has none. Did you mean 'precision'?" in message and "Traceback" not in message
+    done = bigtrain("train", *words, *stop, early % "accuracy", f"run.dir={run}")
+    assert "stopped early: 2 evaluations without a better held-out accuracy" in done.stdout
+    assert "targets/s" in done.stdout and "tok/s" not in done.stdout
+    found = {line["step"]: line["accuracy"] for line in metrics(run, "eval")}
+    assert max(found) == 2
+    manifests = {file.parent.name: json.loads(file.read_text()) for file in run.glob("checkpoints/*/manifest.json")}
+    assert {manifest["metric"] for manifest in manifests.values()} <= {-found[1], -found[2]}
+    bigtrain("train", f"run.dir={run}", early % "loss")
+    assert max(line["step"] for line in metrics(run, "eval")) == 5, "by another metric nothing is the best yet"
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(bigtrain: Run, rows: Path, tmp_path: Path) -> None:
+    run, words = tmp_path / "run", [*tasks(rows)["bert_classification"], "engine=local", "evaluation.export=false"]
+    bigtrain("train", *words, f"run.dir={run}")
+    labels = (run / "labels.json").read_text()
+    bigtrain("train", f"run.dir={run}", "trainer.max_steps=99", "data.held_out=0.5", code=2)
+    assert (run / "labels.json").read_text() == labels
+    told = bigtrain("evaluate", str(run), "--json")
+    assert "fresh weights" not in told.stderr and json.loads(told.stdout)["number_format"] == "fp32"
+    assert 0 <= json.loads(told.stdout)["precision"] <= 1
+
+
+def test_the_harness_measures_an_export(bigtrain: Run, rows: Path, tmp_path: Path) -> None:
+    task = {
+        "task": "whales", "dataset_path": "json", "output_type": "multiple_choice", "test_split": "test",
+        "dataset_kwargs": {"data_files": {"test": f"{tmp_path}/whales.jsonl"}}, "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "whales.yaml").write_text(json.dumps(task))
+    choices = [" swims", " swims in the sea and dives for a very long time"]  # the shorter is likelier
+    lines = [json.dumps({"question": f"Whale {n}", "choices": choices, "answer": int(n % 4 == 3)}) for n in range(8)]
+    (tmp_path / "whales.jsonl").write_text("\n".join(lines))
+    words = ["task=lm_eval", "--include", f"{tmp_path}/tasks"]
+    done = bigtrain("evaluate", str(rows / "llama"), *words, "--tasks", "whales", "--json")
+    assert json.loads(done.stdout)["results"]["whales"]["acc"] == 0.75
+    message = bigtrain("evaluate", str(rows / "llama"), *words, "--tasks", "whale", code=2).stderr
+    assert "Did you mean 'whales'?" in message

@@ -58,8 +58,10 @@ def test_clean_options_compose_into_the_data(option: str) -> None:
 
 
 @pytest.mark.parametrize("option", Composer().options("debug"))
-def test_debug_options_compose(option: str) -> None:
+def test_debug_options_compose_with_every_recipe(option: str) -> None:
     assert compose([*QUICK, f"debug={option}"]).config != compose(QUICK).config
+    for recipe in RECIPES:
+        compose([f"recipe={recipe}", "trainer.device=cpu", *ASKS_FOR.get(recipe, []), f"debug={option}"])
 
 
 def test_every_yaml_starts_with_a_command_that_uses_it() -> None:

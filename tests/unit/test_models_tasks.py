@@ -70,6 +70,7 @@ def test_weights_that_are_lacking_or_too_many_are_named_and_refused(tmp_path: Pa
             {"config": LLAMA, "lora": {"targets": ["attn"]}},
             r"attn matches no linear layer; there are q_proj \(1\), k_proj",
         ),
+        ({"config": LLAMA, "lora": {"targets": ["q_prj"]}}, r"q_prj matches no linear layer.*Did you mean 'q_proj'"),
         ({"config": LLAMA, "lora": {"rank": 0}}, "rank at least 1"),
     ],
 )

@@ -208,6 +208,16 @@ def test_wsd_refuses_a_decay_that_cannot_be():
         optim.wsd(decay_fraction=2.0)
 
 
+def test_a_range_test_rises_by_one_ratio_up_to_the_base():
+    schedule = optim.lr_range(warmup_steps=2, min_factor=1e-3)
+    assert [schedule(step, 6) for step in range(6)] == pytest.approx([1e-3, 1e-3, 1e-3, 1e-2, 1e-1, 1])
+    assert schedule(5, 6) == schedule(9, 6) == 1 and optim.lr_range()(0, 100) == pytest.approx(1e-7)
+    assert optim.lr_range()(0, 1) == pytest.approx(1e-7)
+    for bad in ({"min_factor": 0.0}, {"min_factor": 1.0}, {"warmup_steps": -1}):
+        with pytest.raises(UserError, match=next(iter(bad))):
+            optim.lr_range(**bad)
+
+
 def test_the_yaml_options_build_with_every_setting_named():
     """Each option of these groups names exactly the settings of its target, and can be built as it stands."""
     from pathlib import Path

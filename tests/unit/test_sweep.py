@@ -48,7 +48,7 @@ def test_hydras_grammar(words: list[str], wanted: list[list[str]]) -> None:
     ("words", "message"),
     [
         (["seed=1"], "no override has several"),
-        (["optimizer.lr=interval(0,1)"], "cannot read the sweep"),
+        (["optimizer.lr=interval(0,1)"], "no end of values: with sweep.trials=N Optuna"),
         (["seed=range("], "cannot read the sweep"),
     ],
 )

@@ -241,7 +241,7 @@ def test_a_saved_data_set_that_lost_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("here/corpsu.txt", "no such file or folder. Did you mean 'corpus.txt'"),
+        ("here/corpsu.txt", "no such file or folder. Did you mean 'here/corpus.txt'"),
         ("nowhere/at/all.txt", "no such file or folder"),
         ("/no/such/folder", "no such file or folder"),
         ("here/*.jsonl", "no file matches this glob"),

@@ -286,11 +286,17 @@ def test_wrong_rows_are_refused(tmp_path: Path) -> None:
         assert not any((tmp_path / "cache").glob(".*")), "nothing is left behind"
 
     refused("data.text_column=txt: there is no such column.*Did you mean 'text'", text_column="txt")
+    plain = tmp_path / "plain.tsv"
+    plain.write_text("1\t2.5\tA fine film.\n2\t-2.5\tA dull one.\n")
+    refused(r"There are: 1, 2.5, A fine film.. That looks like a row.*data.columns", path=str(plain), columns=None)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "a", "rating": 2}\n' * 3 + '{"text": \n')
+    refused("broken.jsonl: line 4 is not JSON", path=str(broken), columns=None)
     refused("none of the 2 in data.labels", label_ranges=None, labels=["-4", "-3"])
     refused("no row that can be used", label_ranges={"far": [99, None]})
     refused(r"data.folds=60.*a fold would have none of it", folds=60, fold=0)
     refused("no number in text", label_ranges=None, numbers=True, label_column="text")
-    refused("no such file or folder.*Did you mean 'reviews.tsv'", path=str(tmp_path / "review.tsv"))
+    refused("no such file or folder.*Did you mean '.*/reviews.tsv'", path=str(tmp_path / "review.tsv"))
     for settings_, match in (
         ({"folds": 3}, "a fold from 0 to 2"),
         ({"held_out": 1.0}, "below 1"),
