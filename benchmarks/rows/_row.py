@@ -29,7 +29,8 @@ class Row:
 
     def run(self, *words: str) -> str:
         """`bigtrain WORDS`; its standard output. What it says goes to the terminal."""
-        self.commands.append("bigtrain " + " ".join(map(shlex.quote, words)))
+        said = " ".join(["bigtrain", *map(shlex.quote, words)])
+        self.commands.append(said.replace(str(self.work), "runs/rows").replace(str(self.data), "DATA"))
         print(f"\n[{self.name}] {self.commands[-1]}", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "bigtrain", *words]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -56,7 +56,7 @@ def from_scratch(row: Row) -> dict[str, Any]:
     epoch = 280  # steps
     run = row.train(
         "run", "recipe=quickstart", "data=text", f"data.path='{row.data}/sotu/???[02468]_*.txt'",
-        "data.vocab_size=4096", "data.sequence_length=256", "data.held_out=0.05", "engine=local", "precision=bf16",
+        "data.vocab_size=4096", "data.sequence_length=256", "data.held_out=0.05", "engine=local",
         "model.width=192", "model.layers=4", "model.heads=6", "model.dropout=0.15", "optimizer=muon",
         "optimizer.lr=4e-3", "schedule.warmup_steps=280", "trainer.max_steps=null", "trainer.epochs=20",
         "trainer.global_batch_size=16", "trainer.micro_batch_size=16", f"trainer.eval_every={epoch}",
@@ -84,7 +84,7 @@ def masked(row: Row) -> dict[str, Any]:
     texts, sentences = _by_era(row)
     pretrained = row.train(
         "pretrained", "recipe=pretrain/bert_base", "data=masked_text", f"data.path={texts}", "data.tokenizer=null",
-        "data.vocab_size=4096", "data.sequence_length=128", "data.held_out=0.05", "engine=local", "precision=bf16",
+        "data.vocab_size=4096", "data.sequence_length=128", "data.held_out=0.05", "engine=local", "precision=fp32",
         f"model.config={MASKED_MODEL}", "data.masking.share=0.3", "optimizer=muon", "optimizer.lr=3e-3",
         "schedule.warmup_steps=200", "trainer.max_steps=3000", "trainer.global_batch_size=32",
         "trainer.micro_batch_size=32", "trainer.eval_every=500", "trainer.log_every=50", "launcher.cpu_processes=1",
@@ -172,7 +172,7 @@ def classification(row: Row) -> dict[str, Any]:
             f"fold_{number}", "recipe=finetune/bert_classification", f"data.path={others}",
             f"data.eval_path={held_out}", "data.columns=[id,rating,text]", "data.label_column=rating",
             "data.numbers=true", "objective=regression", f"model.path={row.data}/minilm", "optimizer.lr=2e-4",
-            "optimizer.weight_decay=0.1", "trainer.epochs=5", "trainer.eval_every=null", "precision=bf16",
+            "optimizer.weight_decay=0.1", "trainer.epochs=5", "trainer.eval_every=null",
         )  # fmt: skip
         said = row.folder / f"said_{number}.jsonl"
         row.evaluate(run, "--out", str(said))
@@ -265,7 +265,7 @@ def chat_tuning(row: Row) -> dict[str, Any]:
     """A pretrained chat model with adapters on the same dialogues, and what it forgets of English."""
     words = (
         "recipe=finetune/llama_lora", f"data.path={row.data}/chat", f"model.path={row.data}/smollm2",
-        "data.sequence_length=256", "data.held_out=0.1", "engine=local", "precision=bf16",
+        "data.sequence_length=256", "data.held_out=0.1", "engine=local", "precision=fp32",
         "trainer.activation_checkpointing=none", "trainer.global_batch_size=8", "trainer.micro_batch_size=4",
         "trainer.eval_every=25", "launcher.cpu_processes=1",
     )  # fmt: skip

@@ -108,12 +108,67 @@ def lion(model: nn.Module, lr: float, weight_decay: float, betas: Betas, decay_a
     return Lion(_groups(model, lr, weight_decay, decay_all), lr, betas)
 
 
+class Muon(torch.optim.Muon):
+    """torch's, but that on a CPU it orthogonalises in fp32: without bf16 instructions torch's bf16 is 60 times slower
+    there, and with them its last digits would be those of the CPU."""
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of every parameter that has a gradient."""
+        if any(p.device.type != "cpu" for group in self.param_groups for p in group["params"]):
+            loss: float | None = super().step(closure)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            return loss
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            lr, momentum = float(group["lr"]), group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                buffer: Tensor = state["momentum_buffer"]
+                buffer.lerp_(p.grad, 1 - momentum)
+                update = p.grad.lerp(buffer, momentum) if group["nesterov"] else buffer
+                rows, columns = p.shape
+                wide = 0.2 * max(rows, columns) ** 0.5  # as large as AdamW's step (arXiv:2502.16982)
+                scale = wide if group["adjust_lr_fn"] == "match_rms_adamw" else max(1.0, rows / columns) ** 0.5
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(orthogonal(update.float(), group["ns_coefficients"], group["ns_steps"]), alpha=-lr * scale)
+        return loss
+
+
+def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """Nearly the nearest orthogonal matrix, by Newton-Schulz iterations of a quintic (Jordan et al. 2024).
+
+    Args:
+        matrix: (M, N).
+        coefficients: of the polynomial.
+        steps: iterations.
+    """
+    a, b, c = coefficients
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
 class MuonAndAdamW(Optimizer):
-    """torch's Muon and AdamW as one optimizer: each steps its own groups, and the groups and the state are shared."""
+    """Muon and AdamW as one optimizer: each steps its own groups, and the groups and the state are shared."""
 
     def __init__(self, hidden: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
         # Each of the two fills in what its own groups lack.
-        self._two = [torch.optim.Muon(hidden), torch.optim.AdamW(others, fused=_fused(others) or None)]
+        self._two = [Muon(hidden), torch.optim.AdamW(others, fused=_fused(others) or None)]
         marked = zip(("muon", "adamw"), self._two, strict=True)
         super().__init__([{**g, "algorithm": name} for name, one in marked for g in one.param_groups], {})
 

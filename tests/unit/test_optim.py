@@ -14,6 +14,7 @@ from bigtrain import optim
 from bigtrain.errors import UserError
 from bigtrain.models import decoder, hugging_face
 from bigtrain.optim.groups import decay_groups
+from bigtrain.optim.optimizers import Muon
 
 TINY = {"vocab_size": 60, "sequence_length": 16, "layers": 2, "heads": 2, "width": 16}
 GPT2 = {"positions": "learned", "norm": "layer_norm", "activation": "gelu", "bias": True, "tied": True}
@@ -243,3 +244,24 @@ def test_the_yaml_options_build_with_every_setting_named():
                 assert function(decoder(**TINY), **settings)
             elif group == "schedule":
                 assert function(**settings)(0, 1000) > 0
+
+
+@pytest.mark.parametrize("adjust", ["match_rms_adamw", "original"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_on_a_cpu_is_torchs_but_for_bf16s_rounding(adjust, nesterov):
+    torch.manual_seed(0)
+    starts = [torch.randn(24, 8), torch.randn(8, 24), torch.randn(16, 16)]
+    ended = []
+    for one in (torch.optim.Muon, Muon):
+        weights = [torch.nn.Parameter(start.clone()) for start in starts]
+        optimizer = one(weights, lr=0.1, weight_decay=0.3, momentum=0.9, nesterov=nesterov, adjust_lr_fn=adjust)
+        torch.manual_seed(1)
+        for _ in range(4):
+            for weight in weights:
+                weight.grad = torch.randn_like(weight)
+            optimizer.step()
+        assert all(optimizer.state[weight].keys() == {"momentum_buffer"} for weight in weights)
+        ended.append(weights)
+    for start, theirs, ours in zip(starts, *ended, strict=True):
+        assert (theirs - start).norm() > 1
+        assert (theirs - ours).norm() < 0.02 * (theirs - start).norm()
