@@ -33,7 +33,7 @@ def tuning(row: Row) -> dict[str, Any]:
     default = row.train("default", *words)
     sweep = row.folder / "sweep"
     row.run(
-        "train", "-m", *words, "evaluation.export=false", "evaluation.report=false", f"data.cache={row.work}/prepared",
+        "train", "-m", *words, "evaluation.export=false", "evaluation.report=false", f"data.cache={row.cache}",
         f"run.dir={sweep}", "optimizer.lr=tag(log,interval(1e-3,3e-2))", "model.width=choice(16,24,32)",
         "model.dropout=interval(0,0.5)", "data.shift=choice(1,2,3)", "sweep.trials=12", "sweep.metric=accuracy",
         *row.extra,

@@ -42,11 +42,16 @@ class Row:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    @property
+    def cache(self) -> Path:
+        """Of prepared data, of all rows."""
+        return self.work / "prepared"
+
     def train(self, folder: str, *words: str, export: bool = False) -> Path:
         """Train in this folder of the row, or take what was trained there."""
         run = self.folder / folder
         kept = (f"evaluation.export={str(export).lower()}", "evaluation.report=false")
-        self.run("train", *words, *kept, f"data.cache={self.work}/prepared", f"run.dir={run}", *self.extra)
+        self.run("train", *words, *kept, f"data.cache={self.cache}", f"run.dir={run}", *self.extra)
         self.trained_s += seconds(run)
         return run
 
