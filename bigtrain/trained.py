@@ -315,8 +315,10 @@ def fill(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
 
     held: dict[str, Tensor] = {}
     seen: set[int] = set()
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    own |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, torch.Tensor) and id(tensor) not in seen:
+        if name in own and id(tensor) not in seen:  # not the scales of 4-bit weights, which come from model.path
             seen.add(id(tensor))
             held[name] = tensor
     faults = [f"{name} is not in it" for name in held if name not in weights]
@@ -325,6 +327,11 @@ def fill(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
         f"{name} is {list(weights[name].shape)} in it and {list(tensor.shape)} in the model"
         for name, tensor in held.items()
         if name in weights and weights[name].shape != tensor.shape
+    ]
+    faults = faults or [
+        f"{name} has other 4-bit weights than model.path has now"
+        for name, tensor in held.items()
+        if hasattr(tensor, "quant_state") and not torch.equal(weights[name], tensor)
     ]
     if faults:
         more = f" (and {len(faults) - 1} other faults)" if len(faults) > 1 else ""

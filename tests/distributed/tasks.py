@@ -93,6 +93,8 @@ def tasks(folder: Path, model: Path | None = None) -> dict[str, list[str]]:
                            "model.lora.rank=4", "data.held_out=0.2"],
             "dora": ["recipe=finetune/llama_lora", f"data.path={folder}/talks.jsonl", *chat,
                      "model.lora={rank: 4, dora: true, targets: [q_proj, v_proj]}", "data.held_out=0.2"],
+            "qlora": ["recipe=finetune/llama_lora", f"data.path={folder}/talks.jsonl", *chat, small,
+                      "model.lora={rank: 4, quantize: nf4}", "data.held_out=0.2"],
             "dpo": ["recipe=finetune/dpo", f"data.path={folder}/choices.jsonl", *chat, "data.eval_split=null",
                     "data.held_out=0.2"],
         }  # fmt: skip

@@ -72,6 +72,8 @@ def test_weights_that_are_lacking_or_too_many_are_named_and_refused(tmp_path: Pa
         ),
         ({"config": LLAMA, "lora": {"targets": ["q_prj"]}}, r"q_prj matches no linear layer.*Did you mean 'q_proj'"),
         ({"config": LLAMA, "lora": {"rank": 0}}, "rank at least 1"),
+        ({"config": LLAMA, "lora": {"quantize": "nf5"}}, "model.lora.quantize=nf5: there are nf4 and fp4"),
+        ({"config": LLAMA, "lora": {"quantize": "nf4", "dora": True}}, "take one of the two"),
     ],
 )
 def test_what_cannot_be_is_said(settings: dict[str, Any], match: str) -> None:
@@ -79,7 +81,10 @@ def test_what_cannot_be_is_said(settings: dict[str, Any], match: str) -> None:
         hugging_face(vocab_size=50, **settings)
 
 
-@pytest.mark.parametrize("lora", [{"rank": 4}, {"rank": 2, "dora": True, "targets": ["q_proj", "down_proj"]}])
+@pytest.mark.parametrize(
+    "lora",
+    [{"rank": 4}, {"rank": 2, "dora": True, "targets": ["q_proj", "down_proj"]}, {"rank": 2, "quantize": "fp4"}],
+)
 def test_merged_adapters_are_the_same_function(lora: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model: Any = hugging_face(config=LLAMA, vocab_size=50, lora=lora)  # type: ignore[arg-type]
@@ -97,6 +102,19 @@ def test_merged_adapters_are_the_same_function(lora: dict[str, Any]) -> None:
     torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
     plain: Any = hugging_face(config=LLAMA, vocab_size=50)
     plain.hf.load_state_dict(model.hf.state_dict())  # the names of a model that never had adapters
+
+
+def test_adapters_learn_beside_frozen_weights_of_4_bits(tmp_path: Path) -> None:
+    path = str(saved(tmp_path / "llama", LLAMA | {"hidden_size": 64, "intermediate_size": 128}, "causal_lm"))
+    whole: Any = hugging_face(path=path)
+    model: Any = hugging_face(path=path, lora={"rank": 2, "quantize": "nf4"})  # type: ignore[arg-type]
+    coded = {name: p for name, p in model.named_parameters() if p.dtype == torch.uint8}
+    assert len(coded) == 7 and not any(parameter.requires_grad for parameter in coded.values())
+    assert sum(p.numel() for p in coded.values()) * 2 == 4 * 64 * 64 + 3 * 64 * 128
+    exact, rounded = whole(IDS), model(IDS)
+    assert not torch.equal(exact, rounded) and (exact - rounded).norm() < 0.2 * exact.norm()
+    rounded.sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_a_classifiers_fresh_head_is_trained_beside_its_adapters(tmp_path: Path) -> None:
