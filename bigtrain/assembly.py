@@ -245,6 +245,8 @@ def meters(config: RunConfig, engine: Engine, ranks: Ranks) -> Meters:
 
 def describe(config: RunConfig, engine: Engine, ranks: Ranks, samples: int, steps: int) -> str:
     """The arithmetic of the run, said once before the first step."""
+    import torch
+
     from bigtrain.telemetry.progress import short
 
     trainer = config.trainer
@@ -252,6 +254,9 @@ def describe(config: RunConfig, engine: Engine, ranks: Ranks, samples: int, step
     each = accumulation(trainer, ranks.data_ranks)
     warmup = config.schedule.get("warmup_steps") or 0
     note = f"\nnote: schedule.warmup_steps={warmup}: the run ends before its warm-up does" if warmup > steps else ""
+    slow = engine.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if config.precision.name == "bf16" and slow:
+        note += "\nnote: this CPU has no instructions for bf16, which takes many times as long: precision=fp32"
     cut = ""
     if ranks.replicas > 1:
         sequence, tensor = config.engine.sequence_parallel, config.engine.tensor_parallel
