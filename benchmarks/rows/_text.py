@@ -207,7 +207,7 @@ def translation(row: Row) -> dict[str, Any]:
     run = row.train(
         "run", "recipe=chatbot/lstm", f"data.path={pairs.with_suffix('.train.tsv')}", f"data.eval_path={apart}",
         "data.columns=[source,target]", "data.vocab_size=6000", "trainer.epochs=12", "trainer.global_batch_size=64",
-        "trainer.micro_batch_size=32", "trainer.eval_every=500", "launcher.cpu_processes=2",
+        "trainer.micro_batch_size=64", "trainer.eval_every=500", "launcher.cpu_processes=1",
     )  # fmt: skip
     found = row.evaluate(run, "task=translation")
     return {
