@@ -88,7 +88,7 @@ def masked(row: Row) -> dict[str, Any]:
         "pretrained", "recipe=pretrain/bert_base", "data=masked_text", f"data.path={texts}", "data.tokenizer=null",
         "data.vocab_size=4096", "data.sequence_length=128", "data.held_out=0.05", "engine=local", "precision=fp32",
         f"model.config={MASKED_MODEL}", "data.masking.share=0.3", "optimizer=muon", "optimizer.lr=3e-3",
-        "schedule.warmup_steps=200", "trainer.max_steps=2000", "trainer.global_batch_size=32",
+        "schedule.warmup_steps=200", "trainer.max_steps=1500", "trainer.global_batch_size=32",
         "trainer.micro_batch_size=32", "trainer.eval_every=500", "trainer.log_every=50", "launcher.cpu_processes=1",
         export=True,
     )  # fmt: skip
@@ -174,7 +174,7 @@ def classification(row: Row) -> dict[str, Any]:
             f"fold_{number}", "recipe=finetune/bert_classification", f"data.path={others}",
             f"data.eval_path={held_out}", "data.columns=[id,rating,text]", "data.label_column=rating",
             "data.numbers=true", "objective=regression", f"model.path={row.data}/minilm", "optimizer.lr=2e-4",
-            "optimizer.weight_decay=0.1", "trainer.epochs=3", "trainer.eval_every=null",
+            "optimizer.weight_decay=0.1", "trainer.epochs=2", "trainer.eval_every=null",
         )  # fmt: skip
         said = row.folder / f"said_{number}.jsonl"
         row.evaluate(run, "--out", str(said))
@@ -206,7 +206,7 @@ def translation(row: Row) -> dict[str, Any]:
     baseline = row.script("dictionary.py", "score", source, str(apart))
     run = row.train(
         "run", "recipe=chatbot/lstm", f"data.path={pairs.with_suffix('.train.tsv')}", f"data.eval_path={apart}",
-        "data.columns=[source,target]", "data.vocab_size=6000", "trainer.epochs=12", "trainer.global_batch_size=64",
+        "data.columns=[source,target]", "data.vocab_size=6000", "trainer.epochs=8", "trainer.global_batch_size=64",
         "trainer.micro_batch_size=64", "trainer.eval_every=500", "launcher.cpu_processes=1",
     )  # fmt: skip
     found = row.evaluate(run, "task=translation")
