@@ -70,11 +70,12 @@ def sgd(
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=_fused(groups) or None)
 
 
-class Lion(Optimizer):
-    """Lion (arXiv:2302.06675, algorithm 2): each weight moves by lr in the direction of its interpolated momentum."""
+class _EachWeight(Optimizer):
+    """An optimizer whose step is a function of one weight, its gradient and its state."""
 
-    def __init__(self, params: Any, lr: float, betas: Betas, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+    def update(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """Move `p`, and the state along."""
+        raise NotImplementedError
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -88,18 +89,27 @@ class Lion(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            lr, (beta1, beta2) = group["lr"], group["betas"]
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["exp_avg"] = torch.zeros_like(p)
-                momentum: Tensor = state["exp_avg"]
-                p.mul_(1 - lr * group["weight_decay"])
-                p.add_(momentum.lerp(p.grad, 1 - beta1).sign_(), alpha=-lr)
-                momentum.lerp_(p.grad, 1 - beta2)
+                if p.grad is not None:
+                    self.update(p, p.grad, self.state[p], group)
         return loss
+
+
+class Lion(_EachWeight):
+    """Lion (arXiv:2302.06675, algorithm 2): each weight moves by lr in the direction of its interpolated momentum."""
+
+    def __init__(self, params: Any, lr: float, betas: Betas, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    def update(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """The sign is taken of the momentum before it has moved all the way."""
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(p)
+        momentum = state["exp_avg"]
+        p.mul_(1 - lr * group["weight_decay"])
+        p.add_(momentum.lerp(grad, 1 - beta1).sign_(), alpha=-lr)
+        momentum.lerp_(grad, 1 - beta2)
 
 
 def lion(model: nn.Module, lr: float, weight_decay: float, betas: Betas, decay_all: bool) -> Lion:
@@ -108,52 +118,33 @@ def lion(model: nn.Module, lr: float, weight_decay: float, betas: Betas, decay_a
     return Lion(_groups(model, lr, weight_decay, decay_all), lr, betas)
 
 
-class Muon(torch.optim.Muon):
-    """torch's, but that on a CPU it orthogonalises in fp32: without bf16 instructions torch's bf16 is 60 times slower
-    there, and with them its last digits would be those of the CPU."""
+class Muon(_EachWeight):
+    """Muon (Jordan et al. 2024), as torch's but for a CPU, where it orthogonalises in fp32: without bf16 instructions
+    bf16 is 60 times slower there, and with them its last digits would be those of the CPU."""
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step of every parameter that has a gradient."""
-        if any(p.device.type != "cpu" for group in self.param_groups for p in group["params"]):
-            loss: float | None = super().step(closure)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            return loss
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            lr, momentum = float(group["lr"]), group["momentum"]
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                buffer: Tensor = state["momentum_buffer"]
-                buffer.lerp_(p.grad, 1 - momentum)
-                update = p.grad.lerp(buffer, momentum) if group["nesterov"] else buffer
-                rows, columns = p.shape
-                wide = 0.2 * max(rows, columns) ** 0.5  # as large as AdamW's step (arXiv:2502.16982)
-                scale = wide if group["adjust_lr_fn"] == "match_rms_adamw" else max(1.0, rows / columns) ** 0.5
-                p.mul_(1 - lr * group["weight_decay"])
-                p.add_(orthogonal(update.float(), group["ns_coefficients"], group["ns_steps"]), alpha=-lr * scale)
-        return loss
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {})
+
+    def update(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """A step of the momentum's nearest orthogonal matrix."""
+        lr, momentum = group["lr"], group["momentum"]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        buffer = state["momentum_buffer"]
+        buffer.lerp_(grad, 1 - momentum)
+        moved = grad.lerp(buffer, momentum) if group["nesterov"] else buffer
+        direction = orthogonal(moved.float() if p.device.type == "cpu" else moved.bfloat16(), group["ns_steps"])
+        rows, columns = p.shape
+        as_adamw = group["adjust_lr_fn"] == "match_rms_adamw"  # a step as large as AdamW's (arXiv:2502.16982)
+        scale = 0.2 * max(rows, columns) ** 0.5 if as_adamw else max(1.0, rows / columns) ** 0.5
+        p.mul_(1 - lr * group["weight_decay"])
+        p.add_(direction, alpha=-lr * scale)
 
 
-def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
-    """Nearly the nearest orthogonal matrix, by Newton-Schulz iterations of a quintic (Jordan et al. 2024).
-
-    Args:
-        matrix: (M, N).
-        coefficients: of the polynomial.
-        steps: iterations.
-    """
-    a, b, c = coefficients
+def orthogonal(matrix: Tensor, steps: int) -> Tensor:
+    """(M, N) -> nearly the nearest orthogonal matrix, by Newton-Schulz iterations of Jordan's quintic, whose slope at
+    zero is as large as can be."""
+    a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=1e-7)

@@ -252,9 +252,10 @@ def test_muon_on_a_cpu_is_torchs_but_for_bf16s_rounding(adjust, nesterov):
     torch.manual_seed(0)
     starts = [torch.randn(24, 8), torch.randn(8, 24), torch.randn(16, 16)]
     ended = []
+    settings = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9, "nesterov": nesterov, "ns_steps": 5}
     for one in (torch.optim.Muon, Muon):
         weights = [torch.nn.Parameter(start.clone()) for start in starts]
-        optimizer = one(weights, lr=0.1, weight_decay=0.3, momentum=0.9, nesterov=nesterov, adjust_lr_fn=adjust)
+        optimizer = one([{"params": weights, **settings, "adjust_lr_fn": adjust}])
         torch.manual_seed(1)
         for _ in range(4):
             for weight in weights:
