@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bigtrain.errors import UserError
 from bigtrain.models.native import Decoder
-from bigtrain.models.shapes import laid_over, resolve
+from bigtrain.models.shapes import check_architecture, laid_over, resolve
 
 
 def build_decoder(preset: str | None, path: str | None, given: dict[str, Any], dropout: float) -> Decoder:
@@ -30,9 +30,11 @@ def build_decoder(preset: str | None, path: str | None, given: dict[str, Any], d
         whole = load_gguf(place, "eager")
         source = Source(whole.config, loaded=dict(whole.state_dict()))
         shape = shape_of(source.config, path)
+        check_architecture(preset, shape, path)
     else:
         source = Source(read_config(place, path))
         shape = shape_of(source.config, path)  # refuses another architecture before its weights are looked for
+        check_architecture(preset, shape, path)
         source.open(place, path)
     model = Decoder(laid_over(shape, given, path), dropout)
     load_tensors(model, tensors_of(shape, source, path))

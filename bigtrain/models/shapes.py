@@ -109,6 +109,20 @@ def checked(shape: Shape) -> Shape:
     return shape
 
 
+def check_architecture(preset: str | None, shape: Shape, path: str) -> None:
+    """A `UserError` where a preset names one architecture (gpt2_…, llama_…) and the weights at `path` have another."""
+    if preset not in PRESETS or not preset.startswith(("gpt2", "llama")):
+        return
+    for name, usual in (("positions", "rotary"), ("norm", "rms_norm"), ("activation", "swiglu")):
+        held, named = getattr(shape, name), PRESETS[preset].get(name, usual)
+        if held != named:
+            other = "llama_1b" if shape.positions == "rotary" else "gpt2_124m"
+            raise UserError(
+                f"model.path={path} does not fit model={preset}: {name} of its weights is {held}, not {named}. Take "
+                f"model={other}, whose sizes give way to theirs, or model=hugging_face."
+            )
+
+
 def laid_over(shape: Shape, given: Mapping[str, Any], path: str) -> Shape:
     """The shape of pretrained weights at `path`; a `UserError` where a setting contradicts them.
 

@@ -193,6 +193,9 @@ def test_settings_beside_a_path_may_not_contradict_it(folder):
         decoder(path=path, vocab_size=121)
     with pytest.raises(UserError, match="model.layers=2 contradicts"):
         decoder(path=path, layers=2)
+    with pytest.raises(UserError, match=r"does not fit model=gpt2_350m: positions .* is rotary.*Take model=llama_1b"):
+        decoder(preset="gpt2_350m", path=path)
+    assert decoder(preset="llama_8b", path=path).shape.width == decoder(path=path).shape.width
 
 
 @pytest.mark.parametrize("build", [decoder, hugging_face])
