@@ -39,7 +39,8 @@ def decoder(
     Args:
         preset: a known shape (`bigtrain.models.shapes.PRESETS`) that supplies every setting that is not given.
         path: pretrained weights of GPT-2's or Llama's architecture: a Hugging Face folder (such as an export of
-            bigtrain's), a GGUF file or a hub name. Its config gives the shape; a preset of the other architecture is refused.
+            bigtrain's), a GGUF file or a hub name. Its config gives the shape; a preset of the other architecture is
+            refused.
         vocab_size: tokens; by default the tokenizer's.
         sequence_length: longest sequence, in tokens.
         layers: blocks.
