@@ -5,8 +5,9 @@
 
 DE_EN_TXT is the dictionary of TU Chemnitz (GPL, never shipped here): a line is `German :: English`, both sides hold as
 many variants, split by `|`, and a variant holds synonyms, split by `;`. {m}, [geogr.], (comments), <spellings> and
-/ABBR/ are annotations. `prepare` writes all pairs as `German<TAB>English`, and beside them PAIRS.train.tsv and
-PAIRS.held_out.tsv. `score` prints one line of JSON with the look-up's BLEU and chrF.
+/ABBR/ are annotations. `prepare` writes all sentence pairs as `German<TAB>English`, and beside them
+PAIRS.held_out.tsv and PAIRS.train.tsv, which has the dictionary's phrases too. `score` prints one line of JSON with the
+look-up's BLEU and chrF.
 """
 
 from __future__ import annotations
@@ -68,6 +69,21 @@ def sentence_pairs(lines: Iterable[str]) -> list[Pair]:
         full = SENTENCE.fullmatch(de) and SENTENCE.fullmatch(en) and len(de.split()) >= 3
         names = {"de" + letters(de), "en" + letters(en)}
         if full and not PLACEHOLDER.search(de) and not PLACEHOLDER.search(en) and not names & seen:
+            seen |= names
+            found.append((de, en))
+    return found
+
+
+def phrases(lines: Iterable[str], sentences: Iterable[Pair]) -> list[Pair]:
+    """All else that has three German words or more, once each; nothing with the letters of one of the `sentences`."""
+    found, seen = (
+        [],
+        {language + letters(text) for pair in sentences for language, text in zip(("de", "en"), pair, strict=True)},
+    )
+    for de, en in variants(lines):
+        names = {"de" + letters(de), "en" + letters(en)}
+        plain = not re.search("[/…]", de + en) and not PLACEHOLDER.search(f"{de} {en}")
+        if plain and len(de.split()) >= 3 and len(en.split()) <= 2 * len(de.split()) + 2 and not names & seen:
             seen |= names
             found.append((de, en))
     return found
@@ -159,10 +175,11 @@ def main() -> None:
         return
     pairs = sentence_pairs(lines)
     train, apart = ([pair for pair in pairs if held_out(pair[0]) is out] for out in (False, True))
+    others = phrases(lines, pairs)
     write_pairs(given.pairs, pairs)
-    write_pairs(given.pairs.with_suffix(".train.tsv"), train)
+    write_pairs(given.pairs.with_suffix(".train.tsv"), [*train, *others])
     write_pairs(given.pairs.with_suffix(".held_out.tsv"), apart)
-    print(json.dumps({"pairs": len(pairs), "train": len(train), "held_out": len(apart)}))
+    print(json.dumps({"pairs": len(pairs), "train": len(train), "phrases": len(others), "held_out": len(apart)}))
 
 
 if __name__ == "__main__":

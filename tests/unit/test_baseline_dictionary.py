@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.baselines import dictionary
-from benchmarks.baselines.dictionary import Dictionary, held_out, read_pairs, sentence_pairs, variants
+from benchmarks.baselines.dictionary import Dictionary, held_out, letters, phrases, read_pairs, sentence_pairs, variants
 
 LINES = [
     "# Version :: none, written for this test",
@@ -55,6 +55,18 @@ def test_sentence_pairs_are_full_sentences_once() -> None:
     ]
 
 
+def test_phrases_are_what_no_sentence_has() -> None:
+    lines = [
+        *LINES,
+        "Laterne | das Licht der Laterne | das Licht der Laterne! :: lantern | the light of it | the light",
+    ]
+    found = phrases(lines, sentence_pairs(lines))
+    assert ("das Licht der Laterne", "the light of it") in found and len(found) == len(set(found))
+    of_sentences = {letters(text) for pair in sentence_pairs(lines) for text in pair}
+    assert not {letters(text) for pair in found for text in pair} & of_sentences
+    assert ("Das Gras wächst!", "How the grass grows!") not in found  # the letters of a sentence
+
+
 def test_near_copies_are_on_one_side_of_the_split() -> None:
     sentences = [f"Der Zug Nummer {number} hält in Köln, Straße {number % 7}." for number in range(4000)]
     sides = [held_out(sentence) for sentence in sentences]
@@ -95,7 +107,7 @@ def test_commands(tmp_path: Path) -> None:
     counted = run("prepare", text, pairs)
     train, apart = (read_pairs(tmp_path / f"pairs.{name}.tsv") for name in ("train", "held_out"))
     assert sorted(read_pairs(pairs)) == sorted([*train, *apart])
-    assert counted == {"pairs": 107, "train": len(train), "held_out": len(apart)}
+    assert counted == {"pairs": 107, "train": len(train), "phrases": 0, "held_out": len(apart)}
     assert not {de for de, _ in train} & {de for de, _ in apart}
     assert apart
     scored = run("score", text, tmp_path / "pairs.train.tsv")
