@@ -6,8 +6,8 @@
 DE_EN_TXT is the dictionary of TU Chemnitz (GPL, never shipped here): a line is `German :: English`, both sides hold as
 many variants, split by `|`, and a variant holds synonyms, split by `;`. {m}, [geogr.], (comments), <spellings> and
 /ABBR/ are annotations. `prepare` writes all sentence pairs as `German<TAB>English`, and beside them
-PAIRS.held_out.tsv and PAIRS.train.tsv, which has the dictionary's phrases too. `score` prints one line of JSON with the
-look-up's BLEU and chrF.
+PAIRS.held_out.tsv and PAIRS.train.tsv, which has the dictionary's phrases and common words too. `score` prints one line
+of JSON with the look-up's BLEU and chrF.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from pathlib import Path
 
 HELD_OUT = 20
 """One German sentence of so many is held out."""
+
+COMMON = 100
+"""A word whose translation's words are used so often in the dictionary is worth learning."""
 
 ANNOTATION = re.compile(r"\[[^\]]*\]|\{[^}]*\}|<[^>]*>|(?<!\S)/\S(?:[^/|]*\S)?/(?=[\s.!?,]|$)")
 COMMENT = re.compile(r"\([^()]*\)")
@@ -122,7 +125,16 @@ class Dictionary:
                 english,
             )
 
+        self.used = used
         self.words = {word: min(of, key=rank) for word, of in choices.items()} | ARTICLES
+
+    def common_words(self) -> list[Pair]:
+        """The words that are worth learning, with their translations."""
+        return [
+            (german, english)
+            for german, english in self.words.items()
+            if min((self.used[word] for word in WORD.findall(english.lower())), default=0) >= COMMON
+        ]
 
     def translate(self, sentence: str) -> str:
         """Word by word, all other signs left where they are; a word that is not found stays as it is."""
@@ -175,11 +187,12 @@ def main() -> None:
         return
     pairs = sentence_pairs(lines)
     train, apart = ([pair for pair in pairs if held_out(pair[0]) is out] for out in (False, True))
-    others = phrases(lines, pairs)
+    others, words = phrases(lines, pairs), Dictionary(lines).common_words()
     write_pairs(given.pairs, pairs)
-    write_pairs(given.pairs.with_suffix(".train.tsv"), [*train, *others])
+    write_pairs(given.pairs.with_suffix(".train.tsv"), [*train, *others, *words])
     write_pairs(given.pairs.with_suffix(".held_out.tsv"), apart)
-    print(json.dumps({"pairs": len(pairs), "train": len(train), "phrases": len(others), "held_out": len(apart)}))
+    counted = {"pairs": pairs, "train": train, "phrases": others, "words": words, "held_out": apart}
+    print(json.dumps({name: len(each) for name, each in counted.items()}))
 
 
 if __name__ == "__main__":

@@ -207,14 +207,15 @@ def translation(row: Row) -> dict[str, Any]:
     run = row.train(
         "run", "recipe=chatbot/lstm", f"data.path={pairs.with_suffix('.train.tsv')}", f"data.eval_path={apart}",
         "data.columns=[source,target]", "data.vocab_size=6000", "model.width=320", "model.dropout=0.3",
-        "model.word_dropout=0.1", "trainer.epochs=10", "trainer.global_batch_size=64", "trainer.micro_batch_size=64",
-        "trainer.eval_every=1000", "schedule.warmup_steps=200", "launcher.cpu_processes=1",
+        "model.word_dropout=0.1", "trainer.epochs=8", "trainer.global_batch_size=128",
+        "trainer.micro_batch_size=128", "trainer.eval_every=1000", "schedule.warmup_steps=200",
+        "launcher.cpu_processes=1",
     )  # fmt: skip
     found = row.evaluate(run, "task=translation")
     return {
         "system": "LSTM with attention, translation",
-        "data": f"{made['train']:,} German-English sentence pairs and {made['phrases']:,} phrases; "
-                f"{made['held_out']} sentences held out",
+        "data": f"{made['train']:,} German-English sentence pairs, {made['phrases']:,} phrases, "
+                f"{made['words']:,} words; {made['held_out']} sentences held out",
         "found": f"BLEU {found['bleu']:.1f}, chrF {found['chrf']:.1f}; dictionary word by word: BLEU "
                  f"{baseline['bleu']:.1f}, chrF {baseline['chrf']:.1f}",
         "bleu": found["bleu"], "chrf": found["chrf"], "dictionary": baseline,
