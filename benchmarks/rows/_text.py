@@ -57,7 +57,7 @@ def from_scratch(row: Row) -> dict[str, Any]:
     words = (
         "recipe=quickstart", "data=text", f"data.path='{row.data}/sotu/???[05]_*.txt'", f"data.cache={row.cache}",
         "data.vocab_size=4096", "data.sequence_length=256", "data.held_out=0.1", "engine=local", "model.width=128",
-        "model.layers=4", "model.heads=4", "model.dropout=0.15", "optimizer=muon", "optimizer.lr=4e-3",
+        "model.layers=4", "model.heads=4", "model.dropout=0.3", "optimizer=muon", "optimizer.lr=4e-3",
         "schedule.warmup_steps=100", "trainer.max_steps=null", "trainer.epochs=20", "trainer.global_batch_size=16",
         "trainer.micro_batch_size=16", "trainer.log_every=50", "evaluation.generate=null", "launcher.cpu_processes=1",
     )  # fmt: skip
