@@ -11,7 +11,7 @@ from importlib import resources
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bigtrain.data.clean import near_dedup
@@ -111,7 +111,12 @@ def test_characters_for_languages_without_spaces() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.floats(0.05, 1), st.sampled_from([64, 128, 256]), st.sampled_from([0.9, 0.99]))
+@example(0.0625, 64, 0.99)
 def test_bands_and_rows_reach_the_recall_and_no_more_rows_would(threshold: float, hashes: int, recall: float) -> None:
+    if found(threshold, hashes, 1) < recall:
+        with pytest.raises(UserError, match="more permutations, or a higher threshold"):
+            bands_and_rows(threshold, hashes, recall)
+        return
     bands, rows = bands_and_rows(threshold, hashes, recall)
     assert bands * rows <= hashes and found(threshold, bands, rows) >= recall
     more = [found(threshold, hashes // r, r) for r in range(rows + 1, hashes + 1)]
