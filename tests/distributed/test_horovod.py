@@ -32,7 +32,11 @@ def test_missing_or_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "horovod.torch", None)  # as where it is not installed
     with pytest.raises(UserError, match="make horovod"):
         import_horovod()
-    monkeypatch.setitem(sys.modules, "horovod.torch", ModuleType("horovod.torch"))  # as its import swallows the fault
+    hollow = ModuleType("horovod.torch")  # as its import swallows the fault
+    package = ModuleType("horovod")
+    package.torch = hollow  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "horovod", package)  # where it is not built, too
+    monkeypatch.setitem(sys.modules, "horovod.torch", hollow)
     with pytest.raises(UserError, match=r"without a native library.*make horovod"):
         import_horovod()
 
