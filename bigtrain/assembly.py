@@ -133,6 +133,9 @@ def keep_tokenizer(data: Any, run_dir: Path) -> None:
     folder = getattr(data, "tokenizer_path", None)
     if folder is not None:
         shutil.copytree(folder, run_dir / "tokenizer", dirs_exist_ok=True)
+    template = getattr(data, "template", None)  # the recipe's own wins over the tokenizer's
+    if template is not None:
+        (run_dir / "tokenizer" / "chat_template.jinja").write_text(template, encoding="utf-8")
     if getattr(data, "classes", None) is not None:
         told = {"classes": data.classes, "names": getattr(data, "label_names", None)}
         (run_dir / LABELS).write_text(json.dumps(told) + "\n", encoding="utf-8")

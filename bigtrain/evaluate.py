@@ -363,6 +363,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--tasks, --include, --few-shot and --limit are for task=lm_eval.")
     if options.picture and options.picture.suffix != ".svg":
         raise UserError(f"--picture {options.picture}: the picture is an .svg file.")
+    if options.out and not options.out.parent.is_dir():
+        raise UserError(f"--out {options.out}: there is no folder {options.out.parent}.")
     if options.beams < 1:
         raise UserError(f"beams must be at least 1, not {options.beams}.")
     found = evaluate(

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bigtrain.config.compose import overrides_from
+from bigtrain.config.components import build
+from bigtrain.config.compose import compose, overrides_from
 from bigtrain.config.schema import RunConfig
 from bigtrain.errors import EXIT_DONE, UserError
 
@@ -45,6 +46,9 @@ def train(argv: Sequence[str], config: RunConfig) -> int:
     folder = given[-1] if given else f"runs/{config.run.name}/folds-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     words = [word for place in folders for word in ("--config-dir", str(place))]
     words += [*kept, "evaluation.folds=null", f"data.folds={folds}", f"data.fold={','.join(map(str, range(folds)))}"]
+    if config.launcher.name == "local":  # what keeps the data from being cut is told once, and nothing is started
+        of_first = [word for word in words if not word.startswith("data.fold=")]
+        build(compose([*of_first, "data.fold=0"]).config.data, "data").prepare()
     code = sweep.train(["-m", *words, f"run.dir={folder}"])
     if code == EXIT_DONE:
         _, parts = read_ledger(Path(folder))

@@ -47,9 +47,14 @@ class Conversations(Examples):
     kind: ClassVar[str] = "conversations"
     pads: ClassVar[Mapping[str, float]] = {"input_ids": PAD, "labels": IGNORE, "document_ids": IGNORE}
 
+    @property
+    def template(self) -> str | None:
+        """The chat template that was given; None: the tokenizer's own."""
+        return template_text(self.chat_template)
+
     def depends(self) -> Any:
         """See `Examples`."""
-        return template_text(self.chat_template)
+        return self.template
 
     def rows(self, table: Any) -> Read:
         """See `Examples`; a row's value is a list of messages. Copies of a conversation are one."""
@@ -118,9 +123,14 @@ class Preferences(Examples):
     pads: ClassVar[Mapping[str, float]] = {"chosen_ids": PAD, "chosen_labels": IGNORE, "rejected_ids": PAD,
                                            "rejected_labels": IGNORE}  # fmt: skip
 
+    @property
+    def template(self) -> str | None:
+        """The chat template that was given; None: the tokenizer's own."""
+        return template_text(self.chat_template)
+
     def depends(self) -> Any:
         """See `Examples`."""
-        return template_text(self.chat_template)
+        return self.template
 
     def rows(self, table: Any) -> Read:
         """See `Examples`; a row's value is (messages with the chosen answer, messages with the rejected one)."""

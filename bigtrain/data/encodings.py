@@ -69,6 +69,7 @@ class LabelledTexts(Examples):
                 raise UserError(f"data: all rows have the label '{only}': nothing to tell apart.")
             if missing:
                 notes.append(f"note: no row has the label {', '.join(missing)}")
+            strata = [names[value[2]] for value in values]
         return Read(values, keys, strata, keys, names, notes)
 
     def encode(self, rows: Read, tokenizer: Any) -> Encoded:

@@ -52,11 +52,14 @@ class Images:
     """Cross-validation: the training images are cut into so many parts, and the part of index `fold` is held out."""
     fold: int | None = None
     max_images: int | None = None
+    """Of the training images; those of a set of its own for evaluation are all taken."""
     seed: int = 0
     cache: str = "runs/prepared"
 
     def __post_init__(self) -> None:
         check_split(self.held_out, self.folds, self.fold)
+        if self.max_images is not None and self.max_images < 1:
+            raise UserError(f"data.max_images={self.max_images}: at least 1 training image.")
         if self.channels not in (1, 3):
             raise UserError(f"data.channels={self.channels}: 1 (grey) or 3 (colours).")
 

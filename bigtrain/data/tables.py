@@ -106,7 +106,8 @@ def column(table: pa.Table, name: str, setting: str) -> list[Any]:
     if name not in table.column_names:
         close = nearest(name, table.column_names)
         if "Did you" not in close and any(" " in each or _number(each) for each in table.column_names):
-            close += " That looks like a row: if the table has no line of names, give them, as data.columns=[id,text]."
+            close += f" That looks like a row: if the table has no line of names, give all {len(table.column_names)}: "
+            close += "data.columns=[id,text,…]."
         raise UserError(f"data.{setting}={name}: there is no such column.{close}")
     values: list[Any] = table.column(name).to_pylist()
     for row, value in enumerate(values):
@@ -160,8 +161,8 @@ def split_rows(
             out.update(inside[: round(held_out * len(inside))])
             continue
         if len(inside) < folds:
-            what = f"the label {of!r} has {len(inside)}" if of is not None else f"there are {len(inside)}"
-            raise UserError(f"data.folds={folds}, but {what} different rows: a fold would have none of it.")
+            what = f"the label '{of}' has {len(inside)}" if of is not None else f"there are {len(inside)}"
+            raise UserError(f"{folds} folds, but {what} different rows: a fold would have none of it.")
         assert fold is not None
         out.update(key for number, key in enumerate(inside) if number * folds // len(inside) == fold)
     return np.fromiter((key in out for key in keys), np.bool_, len(keys))

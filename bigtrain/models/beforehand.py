@@ -34,6 +34,10 @@ def check_beforehand(component: dict[str, Any], images: tuple[int, int] | None =
     place = locate(path, files=CONFIG) if path else None
     if component.get("teacher"):
         locate(component["teacher"], "model.teacher", CONFIG)
+    lora = component.get("lora")
+    lora = Lora(**lora) if isinstance(lora, dict) else lora
+    if lora is not None and lora.quantize is not None and not path:
+        raise UserError("model.lora.quantize rounds pretrained weights, and model.config has random ones: model.path.")
     if name != "hugging_face" or (place is not None and place.is_file()):
         return
     task, config = component.get("task", "causal_lm"), None
@@ -42,8 +46,8 @@ def check_beforehand(component: dict[str, Any], images: tuple[int, int] | None =
 
         config = read_config(place, str(path))
         check_task(config, task, f"model.path={path}")
-    if component.get("lora") is not None:
-        _check_adapters(component, task, config)
+    if lora is not None:
+        _check_adapters(component, lora, task, config)
 
 
 def _check_images(component: dict[str, Any], name: str, images: tuple[int, int]) -> None:
@@ -58,7 +62,7 @@ def _check_images(component: dict[str, Any], name: str, images: tuple[int, int])
         )
 
 
-def _check_adapters(component: dict[str, Any], task: str, config: Any) -> None:
+def _check_adapters(component: dict[str, Any], lora: Lora, task: str, config: Any) -> None:
     """On a model without weights. Of heads it is not known yet which are trained whole: all are taken for layers."""
     import torch
 
@@ -66,7 +70,6 @@ def _check_adapters(component: dict[str, Any], task: str, config: Any) -> None:
     from bigtrain.models.pretrained import from_config
     from bigtrain.models.tasks import auto_class
 
-    lora = component["lora"]
     try:
         with torch.device("meta"):
             if config is None:
@@ -75,4 +78,4 @@ def _check_adapters(component: dict[str, Any], task: str, config: Any) -> None:
                 hf = auto_class(task).from_config(config, attn_implementation="eager")
     except Exception:  # of any kind: what cannot be built like this is judged when it is built
         return
-    chosen_layers(hf, Lora(**lora) if isinstance(lora, dict) else lora, [])
+    chosen_layers(hf, lora, [])

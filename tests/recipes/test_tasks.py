@@ -55,6 +55,8 @@ def test_a_classifier_keeps_its_names_and_its_confusion(bigtrain: Run, rows: Pat
     assert len(said) == 10 and all(each["text"] and 0.5 <= each["probability"] <= 1 for each in said)
     right = sum(each["label"] == each["predicted"] for each in said)
     assert right == sum(matrix["matrix"][n][n] for n in range(2)) and said[0]["label"] in ("bad", "good")
+    nowhere = str(tmp_path / "nowhere" / "out")
+    assert "there is no folder" in bigtrain("evaluate", str(run), "--out", nowhere, code=2).stderr
     assert json.loads(done.stdout)["confusion"] == matrix["matrix"] and picture.read_text().startswith("<svg")
     foreign = ["data=labelled_texts", f"data.path={rows}/reviews.tsv", "--json"]
     assert json.loads(bigtrain("evaluate", str(run / "export"), *foreign).stdout)["targets"] == 40
@@ -99,6 +101,11 @@ def test_folds_tell_mean_and_deviation(bigtrain: Run, rows: Path, tmp_path: Path
     assert "deviation" in done.stdout and done.stdout.strip().endswith("folds")
     held = [sum(map(sum, json.loads(file.read_text())["matrix"])) for file in folder.glob("*/confusion.json")]
     assert held == [20, 20]
+    rare = tmp_path / "rare.tsv"
+    rare.write_text((rows / "reviews.tsv").read_text() + "a film of its own\tstrange\n")
+    words = [*tasks(rows)["bert_classification"], f"data.path={rare}", "engine=local", f"run.dir={tmp_path}/none"]
+    message = bigtrain("train", *words, "evaluation.folds=2", code=2).stderr
+    assert message.count("the label 'strange' has 1 different rows") == 1 and not (tmp_path / "none").exists()
     assert "has no folds" in bigtrain("train", "recipe=quickstart", "evaluation.folds=3", code=2).stderr
 
 

@@ -64,6 +64,9 @@ def test_adapters_are_looked_up_without_weights(llama: Path) -> None:
         check_beforehand(hugging_face(config=LLAMA, lora=lora))
     with pytest.raises(UserError, match=r"q_prj matches no linear layer; there are q_proj \(2\).*mean 'q_proj'\?"):
         check_beforehand(hugging_face(path=str(llama), lora={"targets": ["q_prj"]}))
+    check_beforehand(hugging_face(path=str(llama), lora={"quantize": "nf4"}))
+    with pytest.raises(UserError, match="model.config has random ones"):  # 4 bits of what no run could make again
+        check_beforehand(hugging_face(config=LLAMA, lora={"quantize": "nf4"}))
     with pytest.raises(UserError, match="is a llama, which is not a model for masked lm"):
         check_beforehand(hugging_face(path=str(llama), task="masked_lm"))
 

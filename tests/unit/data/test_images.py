@@ -41,6 +41,11 @@ def test_the_digits_are_what_they_were(digits: Path) -> None:
     np.testing.assert_allclose(np.corrcoef(batch["images"][0].ravel(), right.images[3].ravel())[0, 1], 1, atol=1e-4)
 
 
+def test_a_number_of_images_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.max_images=-3: at least 1"):
+        Images(path=str(tmp_path), max_images=-3)
+
+
 def test_packed_idx_files_are_the_same(digits: Path) -> None:
     before = images(digits).fingerprint
     for file in list(digits.iterdir()):

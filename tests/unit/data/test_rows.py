@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bigtrain.assembly import keep_tokenizer
 from bigtrain.data import Conversations, LabelledTexts, Pairs, Preferences, TaggedWords
-from bigtrain.data.chats import encode_talk, messages, pack
+from bigtrain.data.chats import CHATML, encode_talk, messages, pack
 from bigtrain.data.loader import batches, eval_batches
 from bigtrain.data.order import LengthGroups
 from bigtrain.data.sets import IGNORE
@@ -294,7 +295,7 @@ def test_wrong_rows_are_refused(tmp_path: Path) -> None:
     refused("broken.jsonl: line 4 is not JSON", path=str(broken), columns=None)
     refused("none of the 2 in data.labels", label_ranges=None, labels=["-4", "-3"])
     refused("no row that can be used", label_ranges={"far": [99, None]})
-    refused(r"data.folds=60.*a fold would have none of it", folds=60, fold=0)
+    refused(r"60 folds.*a fold would have none of it", folds=60, fold=0)
     refused("no number in text", label_ranges=None, numbers=True, label_column="text")
     refused("no such file or folder.*Did you mean '.*/reviews.tsv'", path=str(tmp_path / "review.tsv"))
     for settings_, match in (
@@ -322,7 +323,10 @@ def test_a_template_that_is_lacking_is_asked_for(tmp_path: Path) -> None:
         data().prepare()
     with pytest.raises(UserError, match="there is no such file; chatml is the one"):
         data(chat_template="chatlm").prepare()
-    data(chat_template="chatml").prepare()
+    with_template = data(chat_template="chatml")
+    with_template.prepare()
+    keep_tokenizer(with_template, tmp_path)  # the run's tokenizer has it: `generate --chat` asks through it
+    assert load(tmp_path / "tokenizer").chat_template == CHATML
     changing = tmp_path / "changing.jinja"
     changing.write_text("{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(UserError, match="changes earlier turns"):
