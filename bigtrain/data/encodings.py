@@ -61,15 +61,15 @@ class LabelledTexts(Examples):
         kept = [row for row, label in enumerate(labels) if label is not None]
         values = [(first[row], second[row], labels[row]) for row in kept]
         keys = ["\0".join(filter(None, value[:2])) for value in values]
-        strata = [None if self.numbers else value[2] for value in values]
+        strata = [None if names is None else names[value[2]] for value in values]
         if names is not None:
-            missing = [name for number, name in enumerate(names) if number not in set(strata)]
+            there = set(strata)
+            missing = [name for name in names if name not in there]
             if len(missing) == len(names) - 1:
                 (only,) = set(names) - set(missing)
                 raise UserError(f"data: all rows have the label '{only}': nothing to tell apart.")
             if missing:
                 notes.append(f"note: no row has the label {', '.join(missing)}")
-            strata = [names[value[2]] for value in values]
         return Read(values, keys, strata, keys, names, notes)
 
     def encode(self, rows: Read, tokenizer: Any) -> Encoded:
