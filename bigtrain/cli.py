@@ -25,7 +25,7 @@ OVERRIDES = """\
 Everything after the command is a Hydra override: group=option, or a.b=value.
   --config-dir DIR   a folder of your own with recipes and groups; it wins over the shipped ones
 Groups: recipe model data objective optimizer schedule engine precision trainer checkpoint evaluation launcher
-  tracker debug"""
+  tracker hardware debug"""
 
 TRAIN = f"""\
 {OVERRIDES}
@@ -73,6 +73,8 @@ Before the time limit, and when preempted, the ranks write a checkpoint, and the
 Sweeps: -m (--multirun), as in `bigtrain train --help`.
 Exit: 0 submitted, 2 wrong input. Last line: the run folder."""
 
+HARDWARE = "h100 h100x8 h200 h200x8 a100 a100x8 a100_40gb a100_40gbx8 l40s l40sx8 rtx4090 rtx4090x8 v100 v100x8 cpu"
+
 VERIFY = f"""\
 Runs a few steps of the recipe under each engine, accumulation, activation checkpointing, precision, packing, with
 dropout and through a resume, on real ranks, and compares every loss and gradient norm with one process of torch alone.
@@ -89,6 +91,19 @@ Probes look for leaks between tokens, samples and documents, and for a wrong nor
 Exit: 0 all agree, 1 something differs, 2 wrong input. The table is kept as verify.json in the folder that the last
 line names, beside the ranks' logs. What a machine cannot run is a row that says why."""
 
+PLAN = f"""\
+Memory of a rank, time of a step, days and money of the run, from the configuration alone; what binds is named.
+
+  hardware=h100x8     the node: {HARDWARE}
+                      hardware.gpus=N hardware.price=X … change it; --config-dir DIR joins nodes of your own
+  nodes=N             how many of them
+  engine=auto         the cheapest engine, micro-batch, activation checkpointing and tensor parallelism that fit
+  --json              the same as JSON, in bytes, seconds, tokens and dollars
+
+{OVERRIDES}
+
+Exit: 0 it fits (or the hardware is not said), 1 it does not fit, 2 wrong input."""
+
 COMMANDS = {
     "train": Command(
         "recipe=R [overrides]", "train a model; goes on by itself in a run folder", "bigtrain.sweep:train", TRAIN
@@ -97,6 +112,9 @@ COMMANDS = {
         "recipe=R launcher=slurm [--dry-run]", "hand a run to a scheduler", "bigtrain.sweep:submit", SUBMIT
     ),
     "prepare": Command("recipe=R | data=D [overrides]", "only the data steps", "bigtrain.cli:prepare", OVERRIDES),
+    "plan": Command(
+        "recipe=R [hardware=H nodes=N]", "memory, time and cost before anything is launched", "bigtrain.plan:main", PLAN
+    ),
     "verify": Command(
         "recipe=R [overrides]", "proves that engines and set-ups agree on a recipe", "bigtrain.verify:main", VERIFY
     ),

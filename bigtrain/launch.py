@@ -22,10 +22,12 @@ from bigtrain.launchers.base import Job, Plan
 from bigtrain.launchers.local import free_port
 from bigtrain.launchers.supervise import run
 from bigtrain.placement import SPECIAL_STEPS
+from bigtrain.plan.choose import decided
 
 
 def train(argv: Sequence[str]) -> int:
     """Compose, freeze the configuration into the run folder, start the ranks."""
+    argv = decided(argv)
     composed = compose(argv)
     if composed.config.evaluation.folds is not None:
         from bigtrain import folds
@@ -58,7 +60,7 @@ def train(argv: Sequence[str]) -> int:
 
 def submit(argv: Sequence[str]) -> int:
     """Render what a scheduler is to be given, check it, hand it over; `--dry-run` prints it."""
-    words = [word for word in argv if word != "--dry-run"]
+    words = decided([word for word in argv if word != "--dry-run"])
     composed = compose(words)
     job = _job(composed, words)
     if "--dry-run" in argv:

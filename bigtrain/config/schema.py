@@ -78,7 +78,7 @@ class Trainer:
 class Engine:
     """How the model is spread over the ranks."""
 
-    name: Literal["local", "ddp", "fsdp", "horovod", "zero0", "zero1", "zero2", "zero3"]
+    name: Literal["local", "ddp", "fsdp", "horovod", "zero0", "zero1", "zero2", "zero3", "auto"]
     bucket_size: int = 50_000_000
     """Elements reduced or gathered at once (ZeRO)."""
     overlap_comm: bool = True
@@ -144,6 +144,36 @@ class Evaluation:
 
 
 @dataclass(slots=True)
+class Hardware:
+    """What a plan is made for (`conf/hardware/`): one node, and how nodes are joined. GB are 10^9 bytes."""
+
+    name: str
+    """As its driver calls it: the peak of a known one is known by it."""
+    gpus: int
+    """Of a node; ranks, on a CPU."""
+    memory_gib: float | None
+    """Of a GPU; null on a CPU: this machine's."""
+    bandwidth: float | None
+    """GB/s of a GPU's memory; null on a CPU: measured."""
+    link: float
+    """GB/s between the GPUs of a node, each way, of one GPU."""
+    network: float
+    """GB/s between nodes, each way, of one GPU."""
+    host_link: float
+    """GB/s between a GPU and its host, each way."""
+    host_memory_gib: float | None
+    """Of a node."""
+    price: float | None
+    """Dollars an hour and GPU; null: no costs are told."""
+    products: float
+    """The part of the peak that large matrix products reach."""
+    attention: float
+    """The part of the peak that fused attention reaches, forward and backward together."""
+    tflops: dict[str, float] = field(default_factory=dict)
+    """Dense peak by precision, of a device that is not known by its name; none on a CPU: measured."""
+
+
+@dataclass(slots=True)
 class RunConfig:
     """The whole configuration of a run, as frozen into `config.yaml`."""
 
@@ -161,3 +191,5 @@ class RunConfig:
     evaluation: Evaluation
     launcher: Launcher
     tracker: dict[str, Component] = field(default_factory=dict)
+    hardware: Hardware | None = None
+    """What `bigtrain plan` and `engine=auto` plan for; null: not known."""

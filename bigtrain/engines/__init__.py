@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bigtrain.config.schema import RunConfig
+from bigtrain.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +32,8 @@ def build_engine(
     from bigtrain.distributed import seed_all
 
     seed_all(config.seed)
+    if config.engine.name == "auto":
+        raise UserError("engine=auto is chosen by `bigtrain train`, `submit` and `plan` only: take what they choose.")
     if config.engine.name in ("local", "ddp"):
         from bigtrain.engines.plain import PlainEngine as Chosen
     elif config.engine.name == "fsdp":

@@ -1,0 +1,110 @@
+"""One rank of `plan_memory.py`: trains a few steps of each configuration, and counts every byte that torch hands out.
+
+    python -m torch.distributed.run --nproc-per-node N benchmarks/_peak.py CASES.json OUT.json
+
+CASES.json: lists of overrides of `bigtrain train`. OUT.json: for each the most bytes that each rank held at once. On a
+GPU that is `max_memory_allocated`; on a CPU the same of its allocator, from the profiler's record of every allocation.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STEPS = 3
+
+
+def batches(config: Any, vocabulary: int, accumulation: int) -> list[dict[str, torch.Tensor]]:
+    """Random tokens, as the native decoder takes them."""
+    size = (config.trainer.micro_batch_size, config.data["sequence_length"])
+    found = []
+    for _ in range(accumulation):
+        ids = torch.randint(vocabulary, size)
+        found.append({"input_ids": ids, "labels": ids.roll(-1, 1)})
+    return found
+
+
+def allocated(events: Any) -> int:
+    """The most that was held over the record, beyond what was held before it (a closed DeepSpeed engine stays)."""
+    found: list[tuple[int, int, int]] = []
+    stack = list(events)
+    while stack:
+        one = stack.pop()
+        stack.extend(one.children)
+        if one.tag == torch._C._profiler._EventType.Allocation:
+            found.append((one.start_time_ns, one.extra_fields.total_allocated, one.extra_fields.alloc_size))
+    _, total, size = min(found)
+    return max(total for _, total, _ in found) - (total - size)
+
+
+def measured(words: list[str], ranks: Any) -> dict[str, Any]:
+    """`peak`, the most bytes at once, and `step_s`, the seconds of the last step."""
+    from bigtrain.assembly import build_optimizer
+    from bigtrain.config.components import build
+    from bigtrain.config.compose import compose
+    from bigtrain.config.rules import accumulation
+    from bigtrain.engines import build_engine
+
+    config = compose(words, ranks.world_size).config
+    vocabulary = config.model["vocab_size"]
+    micro = accumulation(config.trainer, ranks.data_ranks)
+    gpu = ranks.device.type == "cuda"
+
+    def train() -> float:
+        engine = build_engine(
+            config,
+            lambda: build(config.model, "model"),
+            build(config.objective, "objective"),
+            lambda model: build_optimizer(config, model),
+            ranks,
+        )
+        torch.manual_seed(ranks.rank)
+        took = 0.0
+        for _ in range(STEPS):
+            step = batches(config, vocabulary, micro)
+            start = time.perf_counter()
+            targets = config.trainer.global_batch_size * config.data["sequence_length"]
+            float(engine.train_step(step, targets, 1.0).loss)
+            took = time.perf_counter() - start
+        engine.close()
+        return took
+
+    gc.collect()
+    gc.collect()
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        took = train()
+        return {"peak": torch.cuda.max_memory_allocated(), "step_s": took}
+    record = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    with record as profile:
+        train()
+    events = profile.profiler.kineto_results.experimental_event_tree()
+    peak = allocated(events)
+    del events, profile, record
+    return {"peak": peak, "step_s": None}
+
+
+def main() -> None:
+    from bigtrain.distributed import gather_objects, setup, teardown
+
+    cases, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    ranks = setup()
+    found = []
+    for number, words in enumerate(cases):
+        mine = measured(words, ranks)
+        found.append(gather_objects(mine))
+        if ranks.first:
+            print(f"{number + 1}/{len(cases)} {found[-1][0]['peak'] / 2**20:.1f} MiB: {' '.join(words)}", flush=True)
+            out.write_text(json.dumps(found))
+    teardown()
+
+
+if __name__ == "__main__":
+    main()

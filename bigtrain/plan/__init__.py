@@ -1,0 +1,52 @@
+"""`bigtrain plan`: memory, time and cost of a recipe on a cluster, before anything is launched. Allocates nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from bigtrain.config.schema import RunConfig
+from bigtrain.errors import EXIT_DONE, EXIT_FAILED, UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit 1 where it does not fit."""
+    from bigtrain.plan.choose import choose, smallest
+    from bigtrain.plan.plan import plan
+    from bigtrain.plan.show import text
+
+    words, nodes = [word for word in argv if not word.startswith("nodes=") and word != "--json"], None
+    for word in argv:
+        if word.startswith("nodes="):
+            nodes = _number(word)
+    config = _composed(words)
+    if config.engine.name == "auto":
+        chosen = choose(config, nodes)
+        found = chosen.best
+        said = f"{text(found)}\n\n{chosen.table()}"
+    else:
+        found = plan(config, nodes=nodes)
+        said = text(found)
+    if found.fits is False:
+        said += f"\n\n{smallest(config, found.where.nodes)}"
+    print(json.dumps(found.as_dict(), indent=2) if "--json" in argv else said)
+    return EXIT_FAILED if found.fits is False else EXIT_DONE
+
+
+def _composed(words: Sequence[str]) -> RunConfig:
+    """The configuration; what the data are does not matter here, but for their tokenizer."""
+    from bigtrain.config.compose import compose
+
+    try:
+        return compose(words).config
+    except UserError as error:
+        if not str(error).startswith("data.path has no value"):
+            raise
+    return compose([*words, "data.path=not-said"]).config
+
+
+def _number(word: str) -> int:
+    value = word.partition("=")[2]
+    if not value.isdigit() or int(value) < 1:
+        raise UserError(f"'{word}': a number of nodes, at least 1.")
+    return int(value)

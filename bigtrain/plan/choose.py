@@ -1,0 +1,181 @@
+"""`engine=auto`: of all ways to spread a recipe over its ranks, the cheapest that fits."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bigtrain.config.rules import NOT_ELEMENTWISE
+from bigtrain.config.schema import ELEMENTWISE_ONLY, Engine, RunConfig
+from bigtrain.errors import UserError
+from bigtrain.models.shapes import Shape
+from bigtrain.plan.plan import GIB, Plan, plan
+from bigtrain.plan.subject import cluster, shape_of
+
+ENGINES = ("local", "ddp", "zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload")
+CHECKPOINTING = ("none", "selective", "full")
+SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was looked at, the cheapest first; those that do not fit behind, by what they need."""
+
+    plans: tuple[Plan, ...]
+
+    @property
+    def best(self) -> Plan:
+        """The cheapest that fits, or what comes nearest to it."""
+        return self.plans[0]
+
+    def overrides(self) -> list[str]:
+        """What makes the recipe the best plan."""
+        setup = self.best.setup
+        return [
+            f"engine={setup.engine}",
+            f"engine.offload_optimizer={'cpu' if setup.offload_optimizer else 'null'}",
+            f"engine.offload_parameters={'cpu' if setup.offload_parameters else 'null'}",
+            f"engine.tensor_parallel={setup.tensor_parallel}",
+            f"trainer.micro_batch_size={setup.micro_batch_size}",
+            f"trainer.activation_checkpointing={setup.activation_checkpointing}",
+        ]
+
+    def table(self) -> str:
+        """The runners-up, and why the rest fell out."""
+        fitting = [one for one in self.plans if one.fits is not False]
+        lines = ["chosen by engine=auto: " + " ".join(self.overrides())]
+        if fitting[1:]:
+            lines.append("runners-up:")
+            lines += [f"  {_name(one):<58}{_cost(one)}" for one in fitting[1:SHOWN]]
+        out = [one for one in self.plans if one.fits is False]
+        if out:
+            lines.append(f"{len(out)} of {len(self.plans)} do not fit; the nearest:")
+            lines += [f"  {_name(one):<58}{_missing(one)}" for one in out[: SHOWN - 1]]
+        return "\n".join(lines)
+
+
+def choose(config: RunConfig, nodes: int | None = None) -> Choice:
+    """Every way that the rules allow, planned.
+
+    Raises:
+        UserError: no way divides the batch; nobody knows the hardware.
+    """
+    if config.hardware is None:
+        raise UserError("engine=auto chooses for a cluster: say hardware=NAME, as hardware=h100x8.")
+    shape = shape_of(config)
+    found = []
+    for candidate in candidates(config, shape, nodes):
+        try:
+            found.append(plan(candidate, shape=shape, nodes=nodes))
+        except UserError:  # this way does not divide the batch
+            continue
+    if not found:
+        plan(replace(config, engine=Engine(name="zero3")), shape=shape, nodes=nodes)  # says why
+        raise UserError("engine=auto: no engine fits trainer.global_batch_size and the ranks.")
+
+    def order(one: Plan) -> tuple[bool, float, float]:
+        seconds = one.pace.step if one.pace is not None else 0.0
+        return (False, seconds, one.needed) if one.fits is not False else (True, one.needed, seconds)
+
+    return Choice(tuple(sorted(found, key=order)))
+
+
+def candidates(config: RunConfig, shape: Shape, nodes: int | None) -> Iterator[RunConfig]:
+    """The recipe with each engine, offload, tensor parallelism, micro-batch and activation checkpointing."""
+    where = cluster(config, config.hardware, nodes)
+    gpu = config.hardware is None or config.hardware.name != "CPU"
+    sizes = [size for size in _powers(config.trainer.global_batch_size) if size <= 128]
+    parts = [n for n in _powers(where.each) if gpu and shape.kv_heads % n == 0 and shape.mlp_width % n == 0]
+    whole = str(config.optimizer["_target_"]) in NOT_ELEMENTWISE
+    for name, size, kind, tensor in itertools.product(ENGINES, sizes, CHECKPOINTING, parts or [1]):
+        engine, _, offload = name.partition("_")
+        if (engine == "local") != (where.ranks == 1) and engine in ("local", "ddp"):
+            continue
+        if whole and engine in ELEMENTWISE_ONLY:
+            continue
+        if tensor > 1 and engine not in ("zero1", "zero2") or offload and tensor > 1:
+            continue
+        if where.ranks // tensor * size > config.trainer.global_batch_size:
+            continue
+        settings: dict[str, Any] = {"name": engine, "bucket_size": config.engine.bucket_size, "tensor_parallel": tensor}
+        if offload:
+            settings |= {"offload_optimizer": "cpu", "offload_parameters": "cpu" if engine == "zero3" else None}
+        trainer = replace(config.trainer, micro_batch_size=size, activation_checkpointing=kind)
+        yield replace(config, engine=Engine(**settings), trainer=trainer)
+
+
+def smallest(config: RunConfig, nodes: int) -> str:
+    """The fewest nodes of this hardware on which something fits, in words."""
+    assert config.hardware is not None
+    shape = shape_of(config)
+    here = [one for one in _frugal(config, shape, nodes) if one.fits]
+    if here:
+        return f"it would fit here as {_name(min(here, key=lambda one: one.pace.step if one.pace else 0))}: engine=auto"
+    while nodes < 65536:
+        nodes *= 2
+        fitting = [one for one in _frugal(config, shape, nodes) if one.fits]
+        if fitting:
+            return (
+                f"the smallest cluster of these that holds it: {nodes} nodes x {fitting[0].where.each} = "
+                f"{fitting[0].where.ranks} {config.hardware.name}, as {_name(fitting[0])}"
+            )
+    return f"no cluster of {config.hardware.name} holds it, as a block's own memory does not fit into one"
+
+
+def _frugal(config: RunConfig, shape: Shape, nodes: int) -> Iterator[Plan]:
+    """What takes least memory on so many nodes: a sample a rank, and a batch that divides."""
+    ranks = cluster(config, config.hardware, nodes).ranks
+    for offload in (None, "cpu"):
+        batch = max(config.trainer.global_batch_size // ranks, 1) * ranks
+        trainer = replace(
+            config.trainer, micro_batch_size=1, global_batch_size=batch, activation_checkpointing="full"
+        )
+        engine = Engine(name="zero3", offload_optimizer=offload, offload_parameters=offload)  # type: ignore[arg-type]
+        yield plan(replace(config, engine=engine, trainer=trainer), shape=shape, nodes=nodes)
+
+
+def _powers(largest: int) -> list[int]:
+    return [2**power for power in range(largest.bit_length()) if largest % 2**power == 0]
+
+
+def _name(one: Plan) -> str:
+    setup = one.setup
+    offload = " + offload" if setup.offload_optimizer else ""
+    tensor = f", tensor {setup.tensor_parallel}" if setup.tensor_parallel > 1 else ""
+    return (
+        f"{setup.engine}{offload}{tensor}, {setup.micro_batch_size} x {setup.accumulation}, checkpointing "
+        f"{setup.activation_checkpointing}"
+    )
+
+
+def _cost(one: Plan) -> str:
+    needed = f"{one.needed / GIB:7.1f} GiB"
+    return needed if one.pace is None else f"{one.pace.step:9.3g} s a step, {needed}"
+
+
+def _missing(one: Plan) -> str:
+    assert one.room is not None
+    over = one.needed - one.room
+    return f"{over / GIB:9.1f} GiB too much" if over > 0 else "too much for the memory of the host"
+
+
+def decided(words: Sequence[str]) -> list[str]:
+    """A command line with `engine=auto` replaced by what it chooses; another one as it is.
+
+    Raises:
+        UserError: see `choose`; or nothing fits.
+    """
+    if "engine=auto" not in words:
+        return list(words)
+    from bigtrain.config.compose import compose
+
+    config = compose(words).config
+    best = choose(config).best
+    if best.fits is False:
+        raise UserError(f"engine=auto: nothing fits. {smallest(config, best.where.nodes).capitalize()}.")
+    given = Choice((best,)).overrides()
+    print(f"engine=auto: {' '.join(given)}", file=sys.stderr)
+    return [*(word for word in words if word != "engine=auto"), *given]

@@ -1,0 +1,178 @@
+"""Seconds of a step of the native decoder: a roofline of its products, attention, traffic, optimizer and messages.
+
+Nothing here is fitted to a training run: peaks and bandwidths are data sheets', what large products and fused attention
+reach of the peak are their kernels' own published benchmarks (`conf/hardware/`), the rest is counted. Pure: no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bigtrain.config.schema import Hardware
+from bigtrain.models.shapes import Shape
+from bigtrain.plan.decoder import counts
+from bigtrain.plan.memory import Setup, states
+from bigtrain.telemetry.meters import training_flops_per_token
+
+REACHED = 0.85
+"""What streaming kernels reach of a memory's bandwidth, and large messages of a link's."""
+OVERLAPPED = 0.9
+"""Of the time of messages, what can run beside products."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds of one step, by what they go to, and what follows of them."""
+
+    products: float
+    attention: float
+    traffic: float
+    """Of memory: norms, activations, residuals, casts, the loss."""
+    optimizer: float
+    messages: float
+    """Of the messages between ranks, what is not hidden behind products."""
+    tokens: int
+    """A step, over all ranks."""
+    flops_per_token: float
+    peak: float
+    """FLOP/s of all devices."""
+
+    @property
+    def step(self) -> float:
+        """Seconds."""
+        return self.products + self.attention + self.traffic + self.optimizer + self.messages
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Over all ranks."""
+        return self.tokens / self.step
+
+    @property
+    def mfu(self) -> float:
+        """In [0, 1]."""
+        return self.tokens_per_s * self.flops_per_token / self.peak
+
+    @property
+    def binds(self) -> str:
+        """What most of the step goes to."""
+        kinds = ("products", "attention", "traffic", "optimizer", "messages")
+        return max(kinds, key=lambda kind: float(getattr(self, kind)))
+
+
+def pace(shape: Shape, setup: Setup, hardware: Hardware, peak: float, nodes: int, *, compiled: bool = False) -> Pace:
+    """What a step takes.
+
+    Args:
+        shape: of the model.
+        setup: how it is trained.
+        hardware: with its bandwidths known.
+        peak: FLOP/s of one device in the run's precision.
+        nodes: that the ranks are on.
+        compiled: kernels between products are fused.
+    """
+    count = counts(shape)
+    ranks = setup.ranks * setup.tensor_parallel
+    tokens = setup.micro_batch_size * setup.sequence_length / setup.sequence_parallel
+    micro = setup.accumulation
+    memory = hardware.bandwidth * 1e9 * REACHED if hardware.bandwidth else float("inf")
+    parts, size = setup.tensor_parallel, setup.size
+    again = 1 if setup.activation_checkpointing == "full" else 0
+    passes = 3 + again
+
+    # A product's operands are read and its result is written beside its arithmetic, not behind it.
+    inside, kv = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    up = shape.mlp_width * (2 if shape.activation == "swiglu" else 1)
+    matrices = (
+        (shape.width, (inside + 2 * kv) / parts), (inside / parts, shape.width), (shape.width, up / parts),
+        (shape.mlp_width / parts, shape.width),
+    )  # fmt: skip
+
+    def product(inputs: float, outputs: float) -> float:
+        moved = size * (tokens * (inputs + outputs) + inputs * outputs)
+        return 2 * tokens * inputs * outputs / (peak * hardware.products) + moved / memory
+
+    blocks = shape.layers * sum(product(*matrix) for matrix in matrices)
+    head = 3 * product(shape.width, shape.vocab_size)
+    products = micro * (passes * blocks + head)
+
+    keys = setup.sequence_length / 2  # causal: half of them on average
+    attended = 4 * tokens * shape.layers * inside / parts * keys  # FLOPs forward; 2.5 times as many backward
+    attention = micro * attended * (3.5 + again) / (peak * hardware.attention)
+
+    traffic = micro * (tokens * _bytes_per_token(shape, setup, compiled) * (passes / 3)) / memory
+    if size == 2 and not setup.deepspeed and setup.engine != "fsdp":  # autocast casts the weights in each pass
+        traffic += micro * 6 * count.total / memory
+
+    held = states(count, setup)
+    optimizer = 0.0
+    own = count.total / (setup.ranks if setup.stage > 0 else 1)
+    if setup.optimizer_states:
+        optimizer = own * (4 * 2 * (1 + setup.optimizer_states) + 4 + (2 if size == 2 else 0)) / memory
+    if setup.offload_optimizer:  # gradients there and weights back; the host's memory is slower by far
+        optimizer += own * (4 + size) / (hardware.host_link * 1e9 * REACHED) + own * 28 / (50e9)
+    del held
+
+    messages = _messages(shape, setup, hardware, nodes, products / micro + attention / micro)
+    return Pace(
+        products=products,
+        attention=attention,
+        traffic=traffic,
+        optimizer=optimizer,
+        messages=messages,
+        tokens=int(setup.micro_batch_size * setup.sequence_length * micro * setup.ranks / setup.sequence_parallel),
+        flops_per_token=training_flops_per_token(
+            count.layers * count.products + shape.vocab_size * shape.width,
+            layers=shape.layers,
+            heads=shape.heads,
+            head_dim=shape.head_width,
+            sequence_length=setup.sequence_length,
+        ),
+        peak=peak * ranks,
+    )
+
+
+def _bytes_per_token(shape: Shape, setup: Setup, compiled: bool) -> float:
+    """Of a token's forward and backward pass, read and written between products and attention."""
+    size, parts = setup.size, setup.tensor_parallel
+    width, inner = shape.width, shape.mlp_width / parts
+    gated = shape.activation == "swiglu"
+    stream = 4 if not (setup.deepspeed or setup.engine == "fsdp") or size == 4 else 2
+    # forward: norm (in, out), residual (two in, one out), activation; each as a kernel of its own, or fused
+    norm = width * ((stream + size) if compiled else (2 * stream + (4 + size if stream == 4 and size == 2 else size)))
+    residual = width * (2 * stream + size) if not compiled else width * (stream + size)
+    activation = inner * size * ((3 if compiled else 5) if gated else 2)
+    rotary = 0.0
+    if shape.positions == "rotary":
+        heads = (shape.heads + shape.kv_heads) * shape.head_width / parts
+        rotary = heads * size * (2 if compiled else 9)
+    block = 2 * norm + 2 * residual + activation + rotary
+    head = shape.vocab_size * (4 * 5 + (2 if size == 2 else 0)) if not compiled else shape.vocab_size * 12
+    return 3 * shape.layers * block + head
+
+
+def _messages(shape: Shape, setup: Setup, hardware: Hardware, nodes: int, computing: float) -> float:
+    """Seconds of messages that nothing hides, of a step whose micro-batch computes for so many seconds."""
+    count, ranks = counts(shape), setup.ranks
+    found = 0.0
+    link, network = hardware.link * 1e9 * REACHED, hardware.network * 1e9 * REACHED
+    if setup.tensor_parallel > 1:  # two sums of activations a block, forward and backward; nothing to hide them behind
+        tokens = setup.micro_batch_size * setup.sequence_length
+        rounds = 4 + (2 if setup.activation_checkpointing == "full" else 0)
+        share = 2 * (setup.tensor_parallel - 1) / setup.tensor_parallel
+        found += setup.accumulation * shape.layers * rounds * share * tokens * shape.width * setup.size / link
+    if ranks == 1:
+        return found
+    slowest = min(link, network) if nodes > 1 else link
+    ring = (ranks - 1) / ranks / slowest
+    weights = count.total * setup.size / setup.tensor_parallel * ring
+    gradients = count.total * 4 / setup.tensor_parallel * ring
+    backward = computing * 2 / 3
+    if setup.stage == 3:  # gathered forward and backward, in each micro-batch; gradients are sent in each one too
+        forward_hidden = OVERLAPPED * computing / 3
+        found += setup.accumulation * max(0.0, weights - forward_hidden)
+        found += setup.accumulation * max(0.0, weights + gradients - OVERLAPPED * backward)
+        return found + setup.accumulation * (weights + gradients) * (1 - OVERLAPPED)
+    sent = gradients * (2 if setup.stage == 0 else 1)
+    each = setup.accumulation if setup.stage == 2 else 1  # ZeRO-2 sends in every micro-batch
+    found += each * (max(0.0, sent - OVERLAPPED * backward) + sent * (1 - OVERLAPPED))
+    return found + (weights if setup.stage > 0 else 0.0)

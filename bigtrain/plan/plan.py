@@ -1,0 +1,163 @@
+"""A recipe on a cluster: memory, time and cost, from its configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bigtrain.config.schema import Hardware, RunConfig
+from bigtrain.errors import UserError, nearest
+from bigtrain.models.shapes import Shape
+from bigtrain.plan.decoder import counts
+from bigtrain.plan.memory import Memory, Setup, memory
+from bigtrain.plan.pace import Pace, pace
+from bigtrain.plan.subject import Cluster, cluster, setup_of, shape_of
+from bigtrain.telemetry.peaks import peak_flops
+
+GIB = 2**30
+CONTEXT = 0.9 * GIB
+"""Of a GPU: what the driver's context, NCCL and the kernels' own workspaces hold."""
+FRAGMENTS = 0.04
+"""Of the peak: what the allocator cannot hand out, as it is in pieces."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a rank holds and a step takes."""
+
+    recipe: str
+    shape: Shape
+    setup: Setup
+    where: Cluster
+    hardware: Hardware | None
+    memory: Memory
+    pace: Pace | None
+    """None: the hardware is not known."""
+    steps: int | None
+    """Of the run; None: it ends by epochs of data that are not prepared."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def needed(self) -> float:
+        """Bytes of a device, with the driver's and the allocator's own."""
+        gpu = self.setup.device == "cuda"
+        return self.memory.total * (1 + FRAGMENTS) + CONTEXT if gpu else self.memory.total
+
+    @property
+    def room(self) -> float | None:
+        """Bytes that a device has."""
+        has = self.hardware.memory_gib if self.hardware else None
+        return None if has is None else has * GIB
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it fits into the devices, and what is offloaded into the hosts; None: not known."""
+        if self.room is None or self.hardware is None:
+            return None
+        host = self.hardware.host_memory_gib
+        held = self.memory.host * self.where.each
+        return self.needed <= self.room and (host is None or held <= 0.9 * host * GIB)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the whole run, in its steps."""
+        return None if self.pace is None or self.steps is None else self.pace.step * self.steps
+
+    @property
+    def dollars(self) -> float | None:
+        """Of the whole run."""
+        price = self.hardware.price if self.hardware else None
+        return None if price is None or self.seconds is None else self.seconds / 3600 * price * self.where.ranks
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values: bytes, seconds, tokens, dollars."""
+        told: dict[str, Any] = {
+            "recipe": self.recipe,
+            "parameters": counts(self.shape).total,
+            "shape": asdict(self.shape),
+            "setup": asdict(self.setup),
+            "nodes": self.where.nodes,
+            "ranks_of_a_node": self.where.each,
+            "hardware": None if self.hardware is None else asdict(self.hardware),
+            "memory": asdict(self.memory) | {"total": self.memory.total, "needed": self.needed, "room": self.room},
+            "fits": self.fits,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "dollars": self.dollars,
+            "notes": list(self.notes),
+        }
+        if self.pace is not None:
+            told["step"] = asdict(self.pace) | {
+                "seconds": self.pace.step,
+                "tokens_per_s": self.pace.tokens_per_s,
+                "mfu": self.pace.mfu,
+                "binds": self.pace.binds,
+            }
+        return told
+
+
+def peak_of(hardware: Hardware, precision: str) -> float:
+    """FLOP/s of one device.
+
+    Raises:
+        UserError: nobody knows it; or the device does not have the precision.
+    """
+    if precision in hardware.tflops:
+        return hardware.tflops[precision] * 1e12
+    peak = peak_flops(hardware.name, precision)  # type: ignore[arg-type]
+    if peak is not None:
+        return peak
+    if hardware.tflops or peak_flops(hardware.name, "fp32"):
+        known = hardware.tflops or [kind for kind in ("fp32", "fp16", "bf16", "fp8") if peak_flops(hardware.name, kind)]  # type: ignore[arg-type]
+        raise UserError(f"{hardware.name} has no {precision}: take precision={' or '.join(known)}.")
+    raise UserError(
+        f"hardware.name={hardware.name}: its peak is not known, and nothing is guessed: give its dense TFLOP/s, as "
+        f"'hardware.tflops={{{precision}: 100}}'.{nearest(hardware.name, [])}"
+    )
+
+
+def plan(config: RunConfig, *, shape: Shape | None = None, nodes: int | None = None) -> Plan:
+    """Plan a checked configuration.
+
+    Args:
+        config: with `hardware`, or memory alone is planned.
+        shape: of the model, where it is known already.
+        nodes: instead of the launcher's.
+
+    Raises:
+        UserError: the batch cannot be divided, the model or the hardware is not known.
+    """
+    hardware = config.hardware
+    where = cluster(config, hardware, nodes)
+    cpu = hardware is not None and hardware.name == "CPU" or config.trainer.device == "cpu"
+    if cpu and hardware is not None:
+        from bigtrain.plan.here import measured
+
+        hardware = measured(hardware, config.precision.name, where)
+    shape = shape or shape_of(config)
+    setup = setup_of(config, where, "cpu" if cpu else "cuda")
+    if hardware is None or hardware.bandwidth is None:
+        found = None
+    else:
+        compiled = config.trainer.compile
+        found = pace(shape, setup, hardware, peak_of(hardware, setup.precision), where.nodes, compiled=compiled)
+    return Plan(
+        recipe=config.run.name or "",
+        shape=shape,
+        setup=setup,
+        where=where,
+        hardware=hardware,
+        memory=memory(shape, setup),
+        pace=found,
+        steps=_steps(config),
+    )
+
+
+def _steps(config: RunConfig) -> int | None:
+    trainer = config.trainer
+    if trainer.max_steps is not None:
+        return trainer.max_steps
+    length = config.data.get("sequence_length")
+    if trainer.max_tokens is None or not isinstance(length, int):
+        return None
+    return max(1, -(-trainer.max_tokens // (trainer.global_batch_size * length)))

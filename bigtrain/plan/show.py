@@ -1,0 +1,101 @@
+"""A plan as text."""
+
+from __future__ import annotations
+
+from bigtrain.plan.decoder import counts
+from bigtrain.plan.plan import GIB, Plan
+
+KINDS = {
+    "parameters": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer state, fp32 masters",
+    "activations": "activations",
+    "logits": "head: logits, loss, its gradient",
+    "buffers": "messages, gathered weights",
+}
+PARTS = {
+    "products": "matrix products",
+    "attention": "attention",
+    "traffic": "memory traffic of the rest",
+    "optimizer": "optimizer",
+    "messages": "messages that nothing hides",
+}
+
+
+def short(number: float) -> str:
+    """`8.03 B`."""
+    for size, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {name}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """In the unit that a person would say."""
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.3g} s"
+
+
+def headline(plan: Plan) -> list[str]:
+    """What is planned."""
+    setup, where = plan.setup, plan.where
+    device = plan.hardware.name if plan.hardware else ("CPU" if setup.device == "cpu" else "GPU")
+    batch = setup.micro_batch_size * setup.accumulation * where.ranks // (setup.tensor_parallel * setup.sequence_parallel)
+    cut = "".join(
+        f", {name} parallel {parts}"
+        for name, parts in (("tensor", setup.tensor_parallel), ("sequence", setup.sequence_parallel))
+        if parts > 1
+    )
+    return [
+        f"{plan.recipe}: {short(counts(plan.shape).total)} parameters, engine {setup.engine}{cut}, {setup.precision}, "
+        f"activation checkpointing {setup.activation_checkpointing}",
+        f"{where.nodes} node{'s' * (where.nodes > 1)} x {where.each} {device} = {where.ranks} "
+        f"rank{'s' * (where.ranks > 1)}; {batch} x {setup.sequence_length} tokens a step: {setup.micro_batch_size} "
+        f"samples x {setup.accumulation} micro-batches a rank",
+    ]
+
+
+def memory_lines(plan: Plan) -> list[str]:
+    """The peak of a rank."""
+    found = plan.memory
+    lines = [f"memory of a rank at its peak, {found.at}:"]
+    lines += [f"  {text:<34}{getattr(found, kind) / GIB:>9.2f} GiB" for kind, text in KINDS.items()]
+    if plan.needed > found.total:
+        lines.append(f"  {'driver, kernels, fragments':<34}{(plan.needed - found.total) / GIB:>9.2f} GiB")
+    verdict = ""
+    if plan.room is not None:
+        verdict = f" of {plan.room / GIB:.1f}: " + ("fits" if plan.fits else "DOES NOT FIT")
+    lines.append(f"  {'in all':<34}{plan.needed / GIB:>9.2f} GiB{verdict}")
+    if found.host:
+        lines.append(f"  {'in the memory of its host':<34}{found.host / GIB:>9.2f} GiB")
+    return lines
+
+
+def time_lines(plan: Plan) -> list[str]:
+    """A step, and the run."""
+    if plan.pace is None:
+        return ["time and cost: say hardware=NAME (bigtrain plan --help lists them)"]
+    pace = plan.pace
+    lines = ["time of a step:"]
+    lines += [
+        f"  {text:<34}{getattr(pace, kind):>9.3g} s {getattr(pace, kind) / pace.step:>6.0%}"
+        for kind, text in PARTS.items()
+    ]
+    lines.append(f"  {'in all':<34}{pace.step:>9.3g} s        {PARTS[pace.binds]} bind")
+    device = plan.setup.device == "cuda"
+    rate = f"{pace.tokens_per_s:,.0f} tokens/s, {pace.tokens_per_s / plan.where.ranks:,.0f} a rank"
+    lines.append(rate + (f", MFU {pace.mfu:.1%}" if device else ""))
+    if plan.seconds is not None:
+        assert plan.steps is not None
+        cost = "" if plan.dollars is None else f", {plan.dollars:,.0f} dollars"
+        lines.append(
+            f"{plan.steps:,} steps, {short(plan.steps * pace.tokens)} tokens: {duration(plan.seconds)}{cost}"
+        )
+    return lines
+
+
+def text(plan: Plan) -> str:
+    """The whole."""
+    return "\n".join([*headline(plan), "", *memory_lines(plan), "", *time_lines(plan), *plan.notes])
