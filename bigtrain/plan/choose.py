@@ -6,17 +6,16 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-from bigtrain.config.rules import NOT_ELEMENTWISE
-from bigtrain.config.schema import ELEMENTWISE_ONLY, Engine, RunConfig
+from bigtrain.config.schema import ELEMENTWISE_ONLY, NOT_ELEMENTWISE, Engine, RunConfig
 from bigtrain.errors import UserError
 from bigtrain.models.shapes import Shape
 from bigtrain.plan.plan import GIB, Plan, plan
 from bigtrain.plan.subject import cluster, shape_of
 
 ENGINES = ("local", "ddp", "zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload")
-CHECKPOINTING = ("none", "selective", "full")
+CHECKPOINTING: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 SHOWN = 5
 
 
@@ -96,7 +95,7 @@ def candidates(config: RunConfig, shape: Shape, nodes: int | None) -> Iterator[R
             continue
         if whole and engine in ELEMENTWISE_ONLY:
             continue
-        if tensor > 1 and engine not in ("zero1", "zero2") or offload and tensor > 1:
+        if (tensor > 1 and engine not in ("zero1", "zero2")) or (offload and tensor > 1):
             continue
         if where.ranks // tensor * size > config.trainer.global_batch_size:
             continue
@@ -130,10 +129,8 @@ def _frugal(config: RunConfig, shape: Shape, nodes: int) -> Iterator[Plan]:
     ranks = cluster(config, config.hardware, nodes).ranks
     for offload in (None, "cpu"):
         batch = max(config.trainer.global_batch_size // ranks, 1) * ranks
-        trainer = replace(
-            config.trainer, micro_batch_size=1, global_batch_size=batch, activation_checkpointing="full"
-        )
-        engine = Engine(name="zero3", offload_optimizer=offload, offload_parameters=offload)  # type: ignore[arg-type]
+        trainer = replace(config.trainer, micro_batch_size=1, global_batch_size=batch, activation_checkpointing="full")
+        engine = Engine(name="zero3", offload_optimizer=offload, offload_parameters=offload)
         yield plan(replace(config, engine=engine, trainer=trainer), shape=shape, nodes=nodes)
 
 

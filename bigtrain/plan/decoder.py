@@ -69,7 +69,7 @@ class Kept:
         return float(getattr(self, kind))
 
 
-def kept(shape: Shape, *, size: int, residual: int, device: str, tensor_parallel: int = 1) -> Kept:
+def kept(shape: Shape, *, size: int, residual: int, device: str, samples: int, tensor_parallel: int = 1) -> Kept:
     """What one block keeps, in bytes a token: what its operators save, each piece of memory once.
 
     Checked against torch's saved tensors in `tests/unit/test_plan_memory.py`.
@@ -79,6 +79,7 @@ def kept(shape: Shape, *, size: int, residual: int, device: str, tensor_parallel
         size: bytes of a number in the products: 4, or 2 under bf16 and fp16.
         residual: bytes of a number of the residual stream: 4, or 2 where the weights themselves are in 2 bytes.
         device: cpu or cuda: their kernels save different things.
+        samples: at once.
         tensor_parallel: ranks that share each matrix.
     """
     width, parts = shape.width, tensor_parallel
@@ -100,6 +101,8 @@ def kept(shape: Shape, *, size: int, residual: int, device: str, tensor_parallel
         attention = (heads + kv + heads + 2 * kv) * size
     else:
         attention = (heads + 2 * kv) * size
+    if shape.positions == "rotary" and size == 2:  # cosines and sines in the low precision, of q and of k
+        attention += 4 * shape.head_width * size / samples
     attention += heads * size + statistics  # what comes out, which the next product needs too
     gated = shape.activation == "swiglu"
     mlp = inner * size * (4 if gated else 2)  # gate and up in one, silu(gate), their product; or x and gelu(x)

@@ -113,16 +113,22 @@ class _Walk:
         setup, shape, count = self.setup, self.shape, self.count
         tokens = setup.micro_batch_size * setup.sequence_length / setup.sequence_parallel
         low = setup.size == 2
-        residual = 2 if low and setup.low_weights and shape.norm == "layer_norm" else 4
+        residual = 2 if low and setup.low_weights else 4
         of_block = kept(
-            shape, size=setup.size, residual=residual, device=setup.device, tensor_parallel=setup.tensor_parallel
+            shape,
+            size=setup.size,
+            residual=residual,
+            device=setup.device,
+            samples=setup.micro_batch_size,
+            tensor_parallel=setup.tensor_parallel,
         )
         kind = setup.activation_checkpointing
         # Autocast's casts of the weights live as long as its context, and until backward where they are saved.
         casts = 2 * count.products if low and not setup.low_weights else 0
         each = tokens * of_block.of(kind) + (casts if kind == "none" else 0)
         whole = tokens * of_block.none + casts
-        last_norm = tokens * shape.width * (residual + 4 * (shape.norm == "rms_norm" and setup.device == "cpu"))
+        rms = shape.norm == "rms_norm"
+        last_norm = tokens * shape.width * ((8 if setup.device == "cpu" else 4) if rms else residual)
         table = shape.vocab_size * shape.width
         rows = rows_at_once(shape, tokens, setup.device)
         chunk = rows * shape.vocab_size * (4 + (2 if low else 0))
@@ -131,6 +137,9 @@ class _Walk:
         head_cast = (0 if setup.low_weights else 2 * table) + (6 if setup.device == "cpu" else 2) * table if low else 0
         hidden = tokens * shape.width * setup.size
         before = self.states["gradients"] if setup.accumulation > 1 or setup.engine == "ddp" else 0.0
+        if setup.engine == "zero1" and setup.precision == "bf16" and not before:
+            before = 4.0 * count.total  # DeepSpeed's BF16_Optimizer sums into one fp32 buffer that stays
+        weights = gathered(count, setup)
         twice = self.states["gradients"] if setup.accumulation > 1 and setup.engine == "ddp" else 0.0  # not sent yet
 
         def at(gradients: float, activations: float, logits: float, buffers: float = 0.0) -> Memory:
@@ -138,10 +147,12 @@ class _Walk:
                 self.states["parameters"], gradients, self.states["optimizer"], activations, logits, buffers + twice
             )
 
+        reducing = 4.0 * min(setup.bucket_size, count.total) if setup.deepspeed and 0 < setup.stage < 3 else 0.0
+
         forward = tokens * count.layers * of_block.of(kind) + count.layers * casts + last_norm
         points = {
             # h, its gradient, chunks of logits, the head's whole gradient
-            "the head": at(before, forward, 3 * hidden + chunk + head_gradient + head_cast),
+            "the head": at(before, forward, 3 * hidden + chunk + head_gradient + head_cast, weights),
             "the optimizer": at(self.states["gradients"], 0.0, 0.0),
         }
         inner = shape.mlp_width / setup.tensor_parallel
@@ -153,12 +164,30 @@ class _Walk:
         for number in range(count.layers, 0, -1):
             done = (count.layers - number) * 4 * count.block
             gradients = (before or done) + 4 * shape.width * inner
-            points[f"backward of block {number}"] = at(gradients, (number - 1) * each + whole + works, head_waits)
+            points[f"backward of block {number}"] = at(
+                gradients, (number - 1) * each + whole + works, head_waits, weights + reducing
+            )
         # A tied table gets its gradient from both ends.
         points["backward of the embedding"] = at(
-            self.states["gradients"], tokens * 4 * shape.width, 4 * table if shape.tied or before else 0.0
+            self.states["gradients"],
+            tokens * 4 * shape.width,
+            4 * table if shape.tied or before else 0.0,
+            reducing,
         )
         return points
+
+
+LIVE = 1_000_000_000
+"""Parameters that ZeRO-3 may keep gathered (DeepSpeed's `stage3_max_live_parameters`)."""
+
+
+def gathered(count: Counts, setup: Setup) -> float:
+    """Bytes of weights that were gathered from the other ranks, while blocks are computed."""
+    if setup.stage < 3:
+        return 0.0
+    if setup.engine == "fsdp":  # this block and the next one, and what is in no block
+        return setup.size * (2.0 * count.block + count.embedding + count.head + count.norm)
+    return setup.size * float(min(count.total, LIVE))
 
 
 def rows_at_once(shape: Shape, tokens: float, device: str) -> float:

@@ -162,7 +162,8 @@ def _messages(shape: Shape, setup: Setup, hardware: Hardware, nodes: int, comput
         found += setup.accumulation * shape.layers * rounds * share * tokens * shape.width * setup.size / link
     if ranks == 1:
         return found
-    slowest = min(link, network) if nodes > 1 else link
+    # Between nodes the GPUs of a node share the work: each sends a part of it through its own adapter.
+    slowest = min(link, network * hardware.gpus) if nodes > 1 else link
     ring = (ranks - 1) / ranks / slowest
     weights = count.total * setup.size / setup.tensor_parallel * ring
     gradients = count.total * 4 / setup.tensor_parallel * ring

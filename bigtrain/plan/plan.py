@@ -6,17 +6,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bigtrain.config.schema import Hardware, RunConfig
-from bigtrain.errors import UserError, nearest
+from bigtrain.errors import UserError
 from bigtrain.models.shapes import Shape
 from bigtrain.plan.decoder import counts
 from bigtrain.plan.memory import Memory, Setup, memory
 from bigtrain.plan.pace import Pace, pace
 from bigtrain.plan.subject import Cluster, cluster, setup_of, shape_of
-from bigtrain.telemetry.peaks import peak_flops
+from bigtrain.telemetry.peaks import Arithmetic, peak_flops
 
 GIB = 2**30
 CONTEXT = 0.9 * GIB
 """Of a GPU: what the driver's context, NCCL and the kernels' own workspaces hold."""
+KINDS: tuple[Arithmetic, ...] = ("fp32", "fp16", "bf16", "fp8")
 FRAGMENTS = 0.04
 """Of the peak: what the allocator cannot hand out, as it is in pieces."""
 
@@ -108,11 +109,11 @@ def peak_of(hardware: Hardware, precision: str) -> float:
     if peak is not None:
         return peak
     if hardware.tflops or peak_flops(hardware.name, "fp32"):
-        known = hardware.tflops or [kind for kind in ("fp32", "fp16", "bf16", "fp8") if peak_flops(hardware.name, kind)]  # type: ignore[arg-type]
+        known = hardware.tflops or [kind for kind in KINDS if peak_flops(hardware.name, kind)]
         raise UserError(f"{hardware.name} has no {precision}: take precision={' or '.join(known)}.")
     raise UserError(
         f"hardware.name={hardware.name}: its peak is not known, and nothing is guessed: give its dense TFLOP/s, as "
-        f"'hardware.tflops={{{precision}: 100}}'.{nearest(hardware.name, [])}"
+        f"'hardware.tflops={{{precision}: 100}}'."
     )
 
 
@@ -129,7 +130,7 @@ def plan(config: RunConfig, *, shape: Shape | None = None, nodes: int | None = N
     """
     hardware = config.hardware
     where = cluster(config, hardware, nodes)
-    cpu = hardware is not None and hardware.name == "CPU" or config.trainer.device == "cpu"
+    cpu = (hardware is not None and hardware.name == "CPU") or config.trainer.device == "cpu"
     if cpu and hardware is not None:
         from bigtrain.plan.here import measured
 

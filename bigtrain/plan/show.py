@@ -42,7 +42,9 @@ def headline(plan: Plan) -> list[str]:
     """What is planned."""
     setup, where = plan.setup, plan.where
     device = plan.hardware.name if plan.hardware else ("CPU" if setup.device == "cpu" else "GPU")
-    batch = setup.micro_batch_size * setup.accumulation * where.ranks // (setup.tensor_parallel * setup.sequence_parallel)
+    batch = (
+        setup.micro_batch_size * setup.accumulation * where.ranks // (setup.tensor_parallel * setup.sequence_parallel)
+    )
     cut = "".join(
         f", {name} parallel {parts}"
         for name, parts in (("tensor", setup.tensor_parallel), ("sequence", setup.sequence_parallel))
@@ -90,9 +92,7 @@ def time_lines(plan: Plan) -> list[str]:
     if plan.seconds is not None:
         assert plan.steps is not None
         cost = "" if plan.dollars is None else f", {plan.dollars:,.0f} dollars"
-        lines.append(
-            f"{plan.steps:,} steps, {short(plan.steps * pace.tokens)} tokens: {duration(plan.seconds)}{cost}"
-        )
+        lines.append(f"{plan.steps:,} steps, {short(plan.steps * pace.tokens)} tokens: {duration(plan.seconds)}{cost}")
     return lines
 
 

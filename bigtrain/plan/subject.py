@@ -55,7 +55,7 @@ def vocabulary(config: RunConfig) -> int | None:
     ids = [*content["model"]["vocab"].values()] if isinstance(content["model"]["vocab"], dict) else [
         *range(len(content["model"]["vocab"]))
     ]  # fmt: skip
-    return max([*ids, *(token["id"] for token in content.get("added_tokens", []))]) + 1
+    return int(max([*ids, *(token["id"] for token in content.get("added_tokens", []))])) + 1
 
 
 def shape_of(config: RunConfig) -> Shape:

@@ -1,0 +1,164 @@
+"""`bigtrain plan`: counted against the real model, told in time, refused in one message."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bigtrain.cli import main
+from bigtrain.config.compose import compose
+from bigtrain.errors import UserError
+from bigtrain.models import decoder
+from bigtrain.models.shapes import PRESETS, resolve
+from bigtrain.plan.choose import choose, decided
+from bigtrain.plan.decoder import counts, flops_per_token, kept
+from bigtrain.plan.plan import GIB, plan
+
+GPT2 = {"positions": "learned", "norm": "layer_norm", "activation": "gelu", "bias": True, "tied": True}
+GROUPED = {"heads": 4, "kv_heads": 2, "mlp_width": 192}
+SMALL = {"vocab_size": 512, "sequence_length": 64, "layers": 3, "heads": 4, "width": 64}
+TRILLION = ["model.layers=128", "model.width=25600", "model.heads=160", "model.vocab_size=51200"]
+"""The largest model of arXiv:2104.04473, table 1."""
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_parameters_are_those_of_the_model(name: str) -> None:
+    with torch.device("meta"):
+        model = decoder(preset=name)
+    count = counts(resolve(name, {}))
+    assert count.total == sum(p.numel() for p in model.parameters())
+    products, _ = flops_per_token(resolve(name, {}))
+    tables = count.embedding - (0 if count.head else model.embedding.weight.numel())
+    rest = count.layers * count.rest + count.norm
+    assert products == 2 * (count.total - tables - rest)
+
+
+@pytest.mark.parametrize("settings", [GPT2, GROUPED, {}], ids=["gpt2", "grouped", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_keeps_what_torch_saves(settings: dict[str, object], dtype: torch.dtype) -> None:
+    found = [_saved(SMALL | settings | {"layers": layers}, dtype) for layers in (2, 3)]
+    shape = resolve(None, SMALL | settings)
+    cast = 2 * counts(shape).products if dtype is torch.bfloat16 else 0  # what autocast keeps of the weights
+    size = 4 if dtype is torch.float32 else 2
+    expected = 2 * 64 * kept(shape, size=size, residual=4, device="cpu", samples=2).none + cast
+    assert found[1] - found[0] == pytest.approx(expected, rel=0.01)
+
+
+def _saved(settings: dict[str, object], dtype: torch.dtype) -> int:
+    """Bytes that a forward pass of 2 x 64 tokens saves, each piece of memory once, without the weights."""
+    model = decoder(**settings)  # type: ignore[arg-type]
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    pieces: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            pieces[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(512, (2, 64))
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        model.loss_sum(ids, ids)  # type: ignore[operator]
+    return sum(pieces.values())
+
+
+def test_a_plan_is_quick_and_imports_no_torch() -> None:
+    code = (
+        "import sys, time; from bigtrain.cli import main; "
+        f"code = main(['plan', 'recipe=pretrain/llama_8b', 'hardware=h100x8', 'nodes=512', *{TRILLION}]); "
+        "assert 'torch' not in sys.modules and code in (0, 1); print(time.process_time())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout.splitlines()[-1]) < 2, done.stdout
+    assert "1.0" in done.stdout and " T parameters" in done.stdout
+
+
+def test_json_has_bytes_seconds_and_dollars(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "recipe=pretrain/llama_8b", "hardware=h100x8", "nodes=4", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    kinds = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers")
+    assert told["memory"]["total"] == pytest.approx(sum(told["memory"][kind] for kind in kinds))
+    assert told["parameters"] == 8_030_261_248  # of Llama 3.1 8B
+    assert told["fits"] is True and 0.2 < told["step"]["mfu"] < 0.7
+    assert told["dollars"] == pytest.approx(told["seconds"] / 3600 * 32 * told["hardware"]["price"])
+
+
+def test_what_does_not_fit_names_the_smallest_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "recipe=pretrain/llama_8b", "model=llama_70b", "hardware=a100_40gbx8"]
+    assert main(words) == 1
+    said = capsys.readouterr().out
+    assert "DOES NOT FIT" in said and "the smallest cluster of these that holds it: " in said
+    nodes = int(said.split("that holds it: ")[1].split()[0])
+    config = compose(
+        [*words[1:], "data.path=x", "engine=zero3_offload", "trainer.activation_checkpointing=full"]
+    ).config
+    config.trainer.micro_batch_size, config.trainer.global_batch_size = 1, nodes * 8
+    assert plan(config, nodes=nodes).fits
+    config.trainer.global_batch_size = nodes * 4
+    assert not plan(config, nodes=nodes // 2).fits
+
+
+def test_auto_takes_the_cheapest_that_fits() -> None:
+    config = compose(["recipe=pretrain/llama_8b", "hardware=h100x8", "data.path=x", "engine=auto"]).config
+    chosen = choose(config, nodes=4)
+    fitting = [one for one in chosen.plans if one.fits]
+    assert chosen.best.fits and chosen.best.pace is not None
+    assert chosen.best.pace.step == min(one.pace.step for one in fitting if one.pace)
+    assert len(fitting) < len(chosen.plans)  # some do not fit
+    assert "runners-up" in chosen.table() and "GiB too much" in chosen.table()
+
+
+def test_train_takes_what_auto_chose(capsys: pytest.CaptureFixture[str]) -> None:
+    words = decided(["recipe=pretrain/gpt2_124m", "engine=auto", "hardware=h100x8", "data.path=x"])
+    config = compose(words).config
+    assert config.engine.name != "auto" and "engine=auto: engine=" in capsys.readouterr().err
+    assert plan(config).fits
+
+
+def test_memory_alone_where_no_hardware_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "recipe=pretrain/gpt2_124m"]) == 0
+    said = capsys.readouterr().out
+    assert "say hardware=NAME" in said and "MFU" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["hardware=h1000"], "Did you mean 'h100'?"),
+        (["hardware.gpus=8"], "hardware.name has no value"),
+        (["hardware=h100", "hardware.name=Mystery"], "its peak is not known, and nothing is guessed"),
+        (["hardware=v100", "nodes=1"], "has no bf16: take precision=fp32 or fp16"),
+        (["hardware=h100x8", "nodes=0"], "a number of nodes, at least 1"),
+        (["hardware=h100x8", "trainer.global_batch_size=500"], "cannot be divided"),
+        (["engine=auto"], "say hardware=NAME"),
+        (["model=cnn"], "is another model"),
+        (["model=toy", "model.preset=null", "model.layers=2", "model.heads=2", "model.width=64"], "how many tokens?"),
+    ],
+)
+def test_bad_input_is_one_message(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "recipe=pretrain/gpt2_124m", *words]) == 2
+    said = capsys.readouterr()
+    assert told in said.err and "Traceback" not in said.err and not said.out
+
+
+def test_the_engine_itself_refuses_auto() -> None:
+    from bigtrain.engines import build_engine
+
+    config = compose(["recipe=smoke", "engine=auto"]).config
+    with pytest.raises(UserError, match="chosen by `bigtrain train`"):
+        build_engine(config, lambda: torch.nn.Linear(1, 1), None, None, None)  # type: ignore[arg-type]
+
+
+def test_more_ranks_of_zero_hold_less() -> None:
+    needs = []
+    for nodes in (1, 4, 16):
+        config = compose(["recipe=pretrain/llama_8b", "hardware=h100x8", "data.path=x"]).config
+        needs.append(plan(config, nodes=nodes).memory.total / GIB)
+    assert needs == sorted(needs, reverse=True)
