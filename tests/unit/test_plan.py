@@ -72,12 +72,12 @@ def _saved(settings: dict[str, object], dtype: torch.dtype) -> int:
 def test_a_plan_is_quick_and_imports_no_torch() -> None:
     code = (
         "import sys, time; from bigtrain.cli import main; "
-        f"code = main(['plan', 'recipe=pretrain/llama_8b', 'hardware=h100x8', 'nodes=512', *{TRILLION}]); "
+        f"code = main(['plan', 'recipe=pretrain/llama_8b', 'hardware=h100x8', 'nodes=512', *{TRILLION}, 'trainer.global_batch_size=4096']); "
         "assert 'torch' not in sys.modules and code in (0, 1); print(time.process_time())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout.splitlines()[-1]) < 2, done.stdout
-    assert "1.0" in done.stdout and " T parameters" in done.stdout
+    assert "1.01 T parameters" in done.stdout
 
 
 def test_json_has_bytes_seconds_and_dollars(capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,13 +96,9 @@ def test_what_does_not_fit_names_the_smallest_cluster(capsys: pytest.CaptureFixt
     said = capsys.readouterr().out
     assert "DOES NOT FIT" in said and "the smallest cluster of these that holds it: " in said
     nodes = int(said.split("that holds it: ")[1].split()[0])
-    config = compose(
-        [*words[1:], "data.path=x", "engine=zero3_offload", "trainer.activation_checkpointing=full"]
-    ).config
-    config.trainer.micro_batch_size, config.trainer.global_batch_size = 1, nodes * 8
-    assert plan(config, nodes=nodes).fits
-    config.trainer.global_batch_size = nodes * 4
-    assert not plan(config, nodes=nodes // 2).fits
+    frugal = [*words, "engine=zero3_offload", "trainer.micro_batch_size=1"]
+    assert nodes > 1 and main([*frugal, f"nodes={nodes}"]) == 0
+    assert main([*frugal, f"nodes={nodes // 2}"]) == 1
 
 
 def test_auto_takes_the_cheapest_that_fits() -> None:
