@@ -127,6 +127,8 @@ def lstm(
     layers: int = 1,
     dropout: float = 0.2,
     word_dropout: float = 0.0,
+    word_shuffle: float = 0.0,
+    lexical: bool = False,
     tied: bool = True,
     start_id: int = 0,
 ) -> nn.Module:
@@ -138,6 +140,10 @@ def lstm(
         layers: of the encoder, and of the decoder.
         dropout: of embeddings, between layers and in front of the head, while training.
         word_dropout: of whole tokens that are read, while training (arXiv:1512.05287): texts in other words.
+        word_shuffle: share of the samples whose tokens are read in random order, while training (arXiv:1711.00043):
+            texts in another order of words.
+        lexical: what is looked at goes to the head directly too: words are copied, or translated one by one
+            (arXiv:1710.01329).
         tied: one matrix for embedding and head.
         start_id: the token that stands in front of every text that is written.
 
@@ -149,7 +155,17 @@ def lstm(
     from bigtrain.models.recurrent import LSTMSeq2Seq
 
     with whole_modules():
-        return LSTMSeq2Seq(given("vocab_size", vocab_size), width, layers, dropout, word_dropout, tied, start_id)
+        return LSTMSeq2Seq(
+            given("vocab_size", vocab_size),
+            width,
+            layers,
+            dropout,
+            word_dropout,
+            word_shuffle,
+            lexical,
+            tied,
+            start_id,
+        )
 
 
 def cnn(

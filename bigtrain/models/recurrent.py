@@ -15,6 +15,14 @@ from bigtrain.models.search import beam_search
 State = tuple[Tensor, Tensor]
 
 
+def shuffled(ids: Tensor, attention_mask: Tensor, share: float) -> Tensor:
+    """ids (B, S) with the tokens of a random share of the samples in random order; padding stays behind them."""
+    keys = torch.rand(ids.shape, device=ids.device).masked_fill(attention_mask == 0, 2.0)
+    stay = torch.rand(len(ids), 1, device=ids.device) >= share
+    at = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    return ids.gather(1, at.where(stay, keys.argsort(1)))
+
+
 class LSTMSeq2Seq(nn.Module):
     """Reads a text in both directions, then writes another, looking at all that it has read at every token.
 
@@ -28,6 +36,8 @@ class LSTMSeq2Seq(nn.Module):
         layers: int,
         dropout: float,
         word_dropout: float,
+        word_shuffle: float,
+        lexical: bool,
         tied: bool,
         start_id: int,
     ) -> None:
@@ -36,13 +46,17 @@ class LSTMSeq2Seq(nn.Module):
             raise UserError(f"model.width={width}: an even number, half of it for each direction of reading.")
         if layers < 1 or not 0 <= dropout < 1 or not 0 <= word_dropout < 1:
             raise UserError("model.layers: at least 1; model.dropout and model.word_dropout: at least 0 and below 1.")
+        if not 0 <= word_shuffle <= 1:
+            raise UserError(f"model.word_shuffle={word_shuffle}: a share of the samples, from 0 to 1.")
         self.vocab_size, self.start_id, self.layers = vocab_size, start_id, layers
+        self.word_shuffle = word_shuffle
         self.embedding = nn.Embedding(vocab_size, width)
         inside = dropout if layers > 1 else 0.0
         self.encoder = nn.LSTM(width, width // 2, layers, dropout=inside, bidirectional=True, batch_first=True)
         self.decoder = nn.LSTM(width, width, layers, dropout=inside, batch_first=True)
         self.query = nn.Linear(width, width, bias=False)
         self.join = nn.Linear(2 * width, width)
+        self.lexical = nn.Linear(width, width) if lexical else None
         self.head = nn.Linear(width, vocab_size, bias=False)
         self.dropout = nn.Dropout(dropout)
         self.word_dropout = nn.Dropout1d(word_dropout)
@@ -64,6 +78,8 @@ class LSTMSeq2Seq(nn.Module):
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, State]:
         """(memory (B, S, W), the decoder's first state (layers, B, W) twice)."""
         lengths = attention_mask.sum(1).clamp(min=1).cpu()
+        if self.training and self.word_shuffle:
+            input_ids = shuffled(input_ids, attention_mask, self.word_shuffle)
         words = self.word_dropout(self._embedded(input_ids))  # whole tokens: (B, S, W) drops rows of W
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         read, (hidden, cell) = self.encoder(packed)
@@ -77,7 +93,10 @@ class LSTMSeq2Seq(nn.Module):
         scores = self.query(written) @ memory.transpose(1, 2)
         lowest = torch.finfo(scores.dtype).min  # finite: a row that fills a batch up may have nothing to look at
         weights = scores.masked_fill(attention_mask[:, None] == 0, lowest).softmax(-1)
-        joined = torch.tanh(self.join(torch.cat([written, weights @ memory], -1)))
+        looked = weights @ memory
+        joined = torch.tanh(self.join(torch.cat([written, looked], -1)))
+        if self.lexical is not None:  # the words that are looked at, and a translation of each, straight to the head
+            joined = joined + looked + torch.tanh(self.lexical(looked))
         logits: Tensor = self.head(self.dropout(joined))
         return logits, state
 

@@ -162,7 +162,7 @@ class _Walk:
         # The head's gradient waits for the embedding's where they are one; else it is a gradient like the others.
         head_waits = head_gradient if shape.tied or not before else 0.0
         for number in range(count.layers, 0, -1):
-            done = (count.layers - number) * 4 * count.block
+            done = (count.layers - number) * count.block * self.states["gradients"] / count.total
             gradients = (before or done) + 4 * shape.width * inner
             points[f"backward of block {number}"] = at(
                 gradients, (number - 1) * each + whole + works, head_waits, weights + reducing

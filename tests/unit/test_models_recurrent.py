@@ -9,7 +9,7 @@ import torch
 
 from bigtrain.errors import UserError
 from bigtrain.models import lstm
-from bigtrain.models.recurrent import LSTMSeq2Seq
+from bigtrain.models.recurrent import LSTMSeq2Seq, shuffled
 from bigtrain.models.search import beam_search
 
 END = 0
@@ -91,8 +91,22 @@ def test_one_beam_is_greedy() -> None:
     assert several.shape[0] == 2 and several.shape[1] <= 6
 
 
-def test_it_learns_to_copy() -> None:
-    made = model(width=32, layers=1)
+def test_shuffled_are_the_same_tokens_and_padding_stays() -> None:
+    torch.manual_seed(0)
+    given = batch()
+    ids = torch.arange(2000).view(100, 20) + 1
+    mask = (torch.arange(20) < 15).long().expand(100, 20)
+    ids = ids * mask
+    found = shuffled(ids, mask, 0.5)
+    assert torch.equal(found.sort(1).values, ids.sort(1).values) and torch.equal(found[:, 15:], ids[:, 15:])
+    assert 30 <= (found != ids).any(1).sum() <= 70
+    made = model(word_shuffle=1.0).eval()
+    torch.testing.assert_close(made(**given), model().eval()(**given))  # not while evaluating
+
+
+@pytest.mark.parametrize("lexical", [False, True])
+def test_it_learns_to_copy(lexical: bool) -> None:
+    made = model(width=32, layers=1, lexical=lexical)
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
     for _ in range(150):
@@ -110,6 +124,7 @@ def test_it_learns_to_copy() -> None:
 WRONG: list[tuple[dict[str, object], str]] = [
     ({"width": 15}, "even number"),
     ({"layers": 0}, "at least 1"),
+    ({"word_shuffle": 1.5}, "word_shuffle=1.5: a share"),
     ({"vocab_size": None}, "vocab_size has no value"),
 ]
 
