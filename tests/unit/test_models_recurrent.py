@@ -109,7 +109,7 @@ def test_it_learns_to_copy(lexical: bool) -> None:
     made = model(width=32, layers=1, lexical=lexical)
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(150):
+    for _ in range(250):
         ids = torch.randint(1, 11, (16, 4), generator=generator)
         labels = torch.cat([ids, torch.zeros(16, 1, dtype=torch.long)], 1)
         logits = made(ids, torch.ones_like(ids), labels)
