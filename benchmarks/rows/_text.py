@@ -173,8 +173,8 @@ def classification(row: Row) -> dict[str, Any]:
         run = row.train(
             f"fold_{number}", "recipe=finetune/bert_classification", f"data.path={others}",
             f"data.eval_path={held_out}", "data.columns=[id,rating,text]", "data.label_column=rating",
-            "data.numbers=true", "objective=regression", f"model.path={row.data}/minilm", "optimizer.lr=2e-4",
-            "optimizer.weight_decay=0.1", "trainer.epochs=2", "trainer.eval_every=null",
+            "data.numbers=true", "objective=regression", f"model.path={row.data}/minilm", "optimizer.lr=1e-4",
+            "optimizer.weight_decay=0.1", "trainer.epochs=3", "trainer.eval_every=null",
         )  # fmt: skip
         said = row.folder / f"said_{number}.jsonl"
         row.evaluate(run, "--out", str(said))
