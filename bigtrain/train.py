@@ -25,7 +25,9 @@ from bigtrain.launchers import report
 from bigtrain.placement import read_environment
 
 if TYPE_CHECKING:
+    from bigtrain.config.schema import RunConfig
     from bigtrain.distributed import Ranks
+    from bigtrain.engines.base import Engine
 
 STARTING_S = 3.0
 """How long a rank that is asked to stop before its loop may take to end by itself."""
@@ -167,11 +169,30 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
                 f"{config.trainer.early_stopping.metric}"
             )
         engine.close()
+        if ranks.first and hasattr(engine.model, "shape"):
+            _against_plan(config, engine, ranks)
         if ranks.first:
             finish(config, run_dir, finished)
             if not supervised:
                 say(str(run_dir))  # `bigtrain train` says it itself
         return EXIT_DONE if finished else EXIT_STOPPED
+
+
+def _against_plan(config: RunConfig, engine: Engine, ranks: Ranks) -> None:
+    """What `bigtrain plan` says of this run, and what it took."""
+    import torch
+
+    from bigtrain.plan.past import compare
+    from bigtrain.plan.subject import Cluster
+    from bigtrain.telemetry.progress import say
+
+    each = read_environment(dict(os.environ)).local_world_size
+    gpu = engine.device.type == "cuda"
+    name = torch.cuda.get_device_name(engine.device) if gpu else "CPU"
+    found = compare(config, engine.model.shape, Cluster(ranks.world_size // each, each), name)  # type: ignore[arg-type]
+    if found is not None and found["error"]:
+        off = ", ".join(f"{key.partition('_')[0]} {error:+.0%}" for key, error in found["error"].items())
+        say(f"measured against bigtrain plan: {off} (plan.json)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from bigtrain.errors import EXIT_DONE, EXIT_FAILED, UserError
 def main(argv: Sequence[str]) -> int:
     """Exit 1 where it does not fit."""
     from bigtrain.plan.choose import choose, smallest
+    from bigtrain.plan.past import quote
     from bigtrain.plan.plan import plan
     from bigtrain.plan.show import text
 
@@ -27,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         found = plan(config, nodes=nodes)
         said = text(found)
+    if (past := quote(found.hardware)) is not None:
+        said += f"\n{past}"
     if found.fits is False:
         said += f"\n\n{smallest(config, found.where.nodes)}"
     print(json.dumps(found.as_dict(), indent=2) if "--json" in argv else said)

@@ -117,19 +117,22 @@ def peak_of(hardware: Hardware, precision: str) -> float:
     )
 
 
-def plan(config: RunConfig, *, shape: Shape | None = None, nodes: int | None = None) -> Plan:
+def plan(
+    config: RunConfig, *, shape: Shape | None = None, nodes: int | None = None, where: Cluster | None = None
+) -> Plan:
     """Plan a checked configuration.
 
     Args:
         config: with `hardware`, or memory alone is planned.
         shape: of the model, where it is known already.
         nodes: instead of the launcher's.
+        where: the ranks, instead of the launcher's.
 
     Raises:
         UserError: the batch cannot be divided, the model or the hardware is not known.
     """
     hardware = config.hardware
-    where = cluster(config, hardware, nodes)
+    where = where or cluster(config, hardware, nodes)
     cpu = (hardware is not None and hardware.name == "CPU") or config.trainer.device == "cpu"
     if cpu and hardware is not None:
         from bigtrain.plan.here import measured
