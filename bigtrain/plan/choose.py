@@ -6,13 +6,16 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bigtrain.config.schema import ELEMENTWISE_ONLY, NOT_ELEMENTWISE, Engine, RunConfig
 from bigtrain.errors import UserError
 from bigtrain.models.shapes import Shape
-from bigtrain.plan.plan import GIB, Plan, plan
-from bigtrain.plan.subject import cluster, shape_of
+from bigtrain.plan.plan import GIB, Plan, model_of, plan
+from bigtrain.plan.subject import cluster
+
+if TYPE_CHECKING:
+    from bigtrain.plan.traced import Traced
 
 ENGINES = ("local", "ddp", "zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload")
 CHECKPOINTING: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
@@ -64,15 +67,15 @@ def choose(config: RunConfig, nodes: int | None = None) -> Choice:
     """
     if config.hardware is None:
         raise UserError("engine=auto chooses for a cluster: say hardware=NAME, as hardware=h100x8.")
-    shape = shape_of(config)
+    model = model_of(config)
     found = []
-    for candidate in candidates(config, shape, nodes):
+    for candidate in candidates(config, model, nodes):
         try:
-            found.append(plan(candidate, shape=shape, nodes=nodes))
+            found.append(plan(candidate, model=model, nodes=nodes))
         except UserError:  # this way does not divide the batch
             continue
     if not found:
-        plan(replace(config, engine=Engine(name="zero3")), shape=shape, nodes=nodes)  # says why
+        plan(replace(config, engine=Engine(name="zero3")), model=model, nodes=nodes)  # says why
         raise UserError("engine=auto: no engine fits trainer.global_batch_size and the ranks.")
 
     def order(one: Plan) -> tuple[bool, float, float]:
@@ -82,14 +85,16 @@ def choose(config: RunConfig, nodes: int | None = None) -> Choice:
     return Choice(tuple(sorted(found, key=order)))
 
 
-def candidates(config: RunConfig, shape: Shape, nodes: int | None) -> Iterator[RunConfig]:
+def candidates(config: RunConfig, model: Shape | Traced, nodes: int | None) -> Iterator[RunConfig]:
     """The recipe with each engine, offload, tensor parallelism, micro-batch and activation checkpointing."""
     where = cluster(config, config.hardware, nodes)
     gpu = config.hardware is None or config.hardware.name != "CPU"
     sizes = [size for size in _powers(config.trainer.global_batch_size) if size <= 128]
-    parts = [n for n in _powers(where.each) if gpu and shape.kv_heads % n == 0 and shape.mlp_width % n == 0]
+    parts = [1]
+    if gpu and isinstance(model, Shape):
+        parts = [n for n in _powers(where.each) if model.kv_heads % n == 0 and model.mlp_width % n == 0]
     whole = str(config.optimizer["_target_"]) in NOT_ELEMENTWISE
-    for name, size, kind, tensor in itertools.product(ENGINES, sizes, CHECKPOINTING, parts or [1]):
+    for name, size, kind, tensor in itertools.product(ENGINES, sizes, CHECKPOINTING, parts):
         engine, _, offload = name.partition("_")
         if (engine == "local") != (where.ranks == 1) and engine in ("local", "ddp"):
             continue
@@ -109,13 +114,13 @@ def candidates(config: RunConfig, shape: Shape, nodes: int | None) -> Iterator[R
 def smallest(config: RunConfig, nodes: int) -> str:
     """The fewest nodes of this hardware on which something fits, in words."""
     assert config.hardware is not None
-    shape = shape_of(config)
-    here = [one for one in _frugal(config, shape, nodes) if one.fits]
+    model = model_of(config)
+    here = [one for one in _frugal(config, model, nodes) if one.fits]
     if here:
         return f"it would fit here as {_name(min(here, key=lambda one: one.pace.step if one.pace else 0))}: engine=auto"
     while nodes < 65536:
         nodes *= 2
-        fitting = [one for one in _frugal(config, shape, nodes) if one.fits]
+        fitting = [one for one in _frugal(config, model, nodes) if one.fits]
         if fitting:
             return (
                 f"the smallest cluster of these that holds it: {nodes} nodes x {fitting[0].where.each} = "
@@ -124,14 +129,14 @@ def smallest(config: RunConfig, nodes: int) -> str:
     return f"no cluster of {config.hardware.name} holds it, as a block's own memory does not fit into one"
 
 
-def _frugal(config: RunConfig, shape: Shape, nodes: int) -> Iterator[Plan]:
+def _frugal(config: RunConfig, model: Shape | Traced, nodes: int) -> Iterator[Plan]:
     """What takes least memory on so many nodes: a sample a rank, and a batch that divides."""
     ranks = cluster(config, config.hardware, nodes).ranks
     for offload in (None, "cpu"):
         batch = max(config.trainer.global_batch_size // ranks, 1) * ranks
         trainer = replace(config.trainer, micro_batch_size=1, global_batch_size=batch, activation_checkpointing="full")
         engine = Engine(name="zero3", offload_optimizer=offload, offload_parameters=offload)
-        yield plan(replace(config, engine=engine, trainer=trainer), shape=shape, nodes=nodes)
+        yield plan(replace(config, engine=engine, trainer=trainer), model=model, nodes=nodes)
 
 
 def _powers(largest: int) -> list[int]:

@@ -99,7 +99,8 @@ class _Walk:
     def __init__(self, shape: Shape, setup: Setup) -> None:
         self.shape, self.setup = shape, setup
         self.count: Counts = counts(shape)
-        self.states = states(self.count, setup)
+        cut = self.count.layers * self.count.products if setup.tensor_parallel > 1 else 0
+        self.states = states(self.count.total - cut + cut // setup.tensor_parallel, setup)
         self.host = 0.0
         if setup.offload_optimizer:
             self.host += self.states["optimizer"]
@@ -197,15 +198,10 @@ def rows_at_once(shape: Shape, tokens: float, device: str) -> float:
     return min(tokens, max(1, 2**24 // shape.vocab_size))
 
 
-def states(count: Counts, setup: Setup) -> dict[str, float]:
-    """Weights, gradients and optimizer state of a rank, in bytes."""
-    parameters = count.total
-    if setup.tensor_parallel > 1:
-        cut = count.layers * count.products
-        parameters = parameters - cut + cut // setup.tensor_parallel
+def states(parameters: int, setup: Setup) -> dict[str, float]:
+    """Weights, gradients and optimizer state of a rank, in bytes, of so many trained parameters."""
     if setup.deepspeed:
         found = deepspeed_bytes(parameters, setup.stage, setup.ranks, setup.precision, setup.optimizer_states)
     else:  # fp32 weights are their own masters
-        stage = setup.stage
-        found = paper_bytes(parameters, stage, setup.ranks, "fp32", setup.optimizer_states)
+        found = paper_bytes(parameters, setup.stage, setup.ranks, "fp32", setup.optimizer_states)
     return {str(kind): float(value) for kind, value in found.items()}

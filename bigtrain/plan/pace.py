@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from bigtrain.config.schema import Hardware
 from bigtrain.models.shapes import Shape
 from bigtrain.plan.decoder import counts
-from bigtrain.plan.memory import Setup, states
+from bigtrain.plan.memory import Setup
 from bigtrain.telemetry.meters import training_flops_per_token
 
 REACHED = 0.85
 """What streaming kernels reach of a memory's bandwidth, and large messages of a link's."""
+HOST = 50e9
+"""Bytes a second that a host's optimizer goes through."""
 OVERLAPPED = 0.9
 """Of the time of messages, what can run beside products."""
 
@@ -103,22 +105,18 @@ def pace(shape: Shape, setup: Setup, hardware: Hardware, peak: float, nodes: int
     if size == 2 and not setup.deepspeed and setup.engine != "fsdp":  # autocast casts the weights in each pass
         traffic += micro * 6 * count.total / memory
 
-    held = states(count, setup)
-    optimizer = 0.0
-    own = count.total / (setup.ranks if setup.stage > 0 else 1)
-    if setup.optimizer_states:
-        optimizer = own * (4 * 2 * (1 + setup.optimizer_states) + 4 + (2 if size == 2 else 0)) / memory
-    if setup.offload_optimizer:  # gradients there and weights back; the host's memory is slower by far
-        optimizer += own * (4 + size) / (hardware.host_link * 1e9 * REACHED) + own * 28 / (50e9)
-    del held
-
-    messages = _messages(shape, setup, hardware, nodes, products / micro + attention / micro)
+    sending = messages(count.total // parts, setup, hardware, nodes, (products + attention) / micro)
+    if parts > 1:  # two sums of activations a block, forward and backward; nothing to hide them behind
+        rounds = 4 + 2 * again
+        share = 2 * (parts - 1) / parts
+        sent = shape.layers * rounds * share * tokens * shape.width * size
+        sending += micro * sent / (hardware.link * 1e9 * REACHED)
     return Pace(
         products=products,
         attention=attention,
         traffic=traffic,
-        optimizer=optimizer,
-        messages=messages,
+        optimizer=optimizer_seconds(count.total, setup, hardware, memory),
+        messages=sending,
         tokens=int(setup.micro_batch_size * setup.sequence_length * micro * setup.ranks / setup.sequence_parallel),
         flops_per_token=training_flops_per_token(
             count.layers * count.products + shape.vocab_size * shape.width,
@@ -150,30 +148,35 @@ def _bytes_per_token(shape: Shape, setup: Setup, compiled: bool) -> float:
     return 3 * shape.layers * block + head
 
 
-def _messages(shape: Shape, setup: Setup, hardware: Hardware, nodes: int, computing: float) -> float:
+def optimizer_seconds(parameters: int, setup: Setup, hardware: Hardware, memory: float) -> float:
+    """Seconds of the optimizer's pass over what a rank owns of so many trained parameters."""
+    own = parameters / (setup.ranks if setup.stage > 0 else 1)
+    # reads the gradient; reads and writes weight and states; writes the low-precision weight
+    seconds = own * (4 + 8 * (1 + setup.optimizer_states) + (2 if setup.size == 2 else 0)) / memory
+    if setup.offload_optimizer:  # gradients go to the host and weights come back; its memory is slower by far
+        seconds += own * ((4 + setup.size) / (hardware.host_link * 1e9 * REACHED) + 28 / HOST)
+    return seconds
+
+
+def messages(parameters: int, setup: Setup, hardware: Hardware, nodes: int, computing: float) -> float:
     """Seconds of messages that nothing hides, of a step whose micro-batch computes for so many seconds."""
-    count, ranks = counts(shape), setup.ranks
-    found = 0.0
-    link, network = hardware.link * 1e9 * REACHED, hardware.network * 1e9 * REACHED
-    if setup.tensor_parallel > 1:  # two sums of activations a block, forward and backward; nothing to hide them behind
-        tokens = setup.micro_batch_size * setup.sequence_length
-        rounds = 4 + (2 if setup.activation_checkpointing == "full" else 0)
-        share = 2 * (setup.tensor_parallel - 1) / setup.tensor_parallel
-        found += setup.accumulation * shape.layers * rounds * share * tokens * shape.width * setup.size / link
+    ranks = setup.ranks
     if ranks == 1:
-        return found
+        return 0.0
+    link, network = hardware.link * 1e9 * REACHED, hardware.network * 1e9 * REACHED
     # Between nodes the GPUs of a node share the work: each sends a part of it through its own adapter.
     slowest = min(link, network * hardware.gpus) if nodes > 1 else link
     ring = (ranks - 1) / ranks / slowest
-    weights = count.total * setup.size / setup.tensor_parallel * ring
-    gradients = count.total * 4 / setup.tensor_parallel * ring
-    backward = computing * 2 / 3
+    weights, gradients = parameters * setup.size * ring, parameters * 4 * ring
+    forward, backward = computing / 3, computing * 2 / 3
     if setup.stage == 3:  # gathered forward and backward, in each micro-batch; gradients are sent in each one too
-        forward_hidden = OVERLAPPED * computing / 3
-        found += setup.accumulation * max(0.0, weights - forward_hidden)
-        found += setup.accumulation * max(0.0, weights + gradients - OVERLAPPED * backward)
-        return found + setup.accumulation * (weights + gradients) * (1 - OVERLAPPED)
+        open_ = _left(weights, forward) + _left(weights + gradients, backward)
+        return setup.accumulation * open_
     sent = gradients * (2 if setup.stage == 0 else 1)
     each = setup.accumulation if setup.stage == 2 else 1  # ZeRO-2 sends in every micro-batch
-    found += each * (max(0.0, sent - OVERLAPPED * backward) + sent * (1 - OVERLAPPED))
-    return found + (weights if setup.stage > 0 else 0.0)
+    return each * _left(sent, backward) + (weights if setup.stage > 0 else 0.0)
+
+
+def _left(sending: float, computing: float) -> float:
+    """Seconds of sending that computing does not hide; its first or last part has nothing beside it."""
+    return max(sending - OVERLAPPED * computing, sending * (1 - OVERLAPPED))

@@ -36,7 +36,7 @@ def compare(config: RunConfig, shape: Shape, where: Cluster, device_name: str) -
     lines = read_lines(run_dir / "metrics.jsonl", "train")[1:]  # the first steps warm up
     if hardware is None or not lines:
         return None
-    found = plan(replace(config, hardware=hardware), shape=shape, where=where)
+    found = plan(replace(config, hardware=hardware), model=shape, where=where)
     planned: dict[str, float] = {"memory_bytes": found.memory.total}
     measured: dict[str, float] = {}
     if found.pace is not None:

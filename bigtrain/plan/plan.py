@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigtrain.config.schema import Hardware, RunConfig
 from bigtrain.errors import UserError
@@ -13,6 +13,9 @@ from bigtrain.plan.memory import Memory, Setup, memory
 from bigtrain.plan.pace import Pace, pace
 from bigtrain.plan.subject import Cluster, cluster, setup_of, shape_of
 from bigtrain.telemetry.peaks import Arithmetic, peak_flops
+
+if TYPE_CHECKING:
+    from bigtrain.plan.traced import Traced
 
 GIB = 2**30
 CONTEXT = 0.9 * GIB
@@ -27,7 +30,7 @@ class Plan:
     """What a rank holds and a step takes."""
 
     recipe: str
-    shape: Shape
+    model: Shape | Traced
     setup: Setup
     where: Cluster
     hardware: Hardware | None
@@ -37,6 +40,11 @@ class Plan:
     steps: int | None
     """Of the run; None: it ends by epochs of data that are not prepared."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Of the model."""
+        return counts(self.model).total if isinstance(self.model, Shape) else self.model.parameters
 
     @property
     def needed(self) -> float:
@@ -74,8 +82,8 @@ class Plan:
         """Plain JSON values: bytes, seconds, tokens, dollars."""
         told: dict[str, Any] = {
             "recipe": self.recipe,
-            "parameters": counts(self.shape).total,
-            "shape": asdict(self.shape),
+            "parameters": self.parameters,
+            "model": asdict(self.model),
             "setup": asdict(self.setup),
             "nodes": self.where.nodes,
             "ranks_of_a_node": self.where.each,
@@ -118,13 +126,13 @@ def peak_of(hardware: Hardware, precision: str) -> float:
 
 
 def plan(
-    config: RunConfig, *, shape: Shape | None = None, nodes: int | None = None, where: Cluster | None = None
+    config: RunConfig, *, model: Shape | Traced | None = None, nodes: int | None = None, where: Cluster | None = None
 ) -> Plan:
     """Plan a checked configuration.
 
     Args:
         config: with `hardware`, or memory alone is planned.
-        shape: of the model, where it is known already.
+        model: where it is known already.
         nodes: instead of the launcher's.
         where: the ranks, instead of the launcher's.
 
@@ -138,23 +146,45 @@ def plan(
         from bigtrain.plan.here import measured
 
         hardware = measured(hardware, config.precision.name, where)
-    shape = shape or shape_of(config)
     setup = setup_of(config, where, "cpu" if cpu else "cuda")
-    if hardware is None or hardware.bandwidth is None:
-        found = None
-    else:
-        compiled = config.trainer.compile
-        found = pace(shape, setup, hardware, peak_of(hardware, setup.precision), where.nodes, compiled=compiled)
+    model = model or model_of(config)
+    found = None
+    if hardware is not None and hardware.bandwidth is not None:
+        peak = peak_of(hardware, setup.precision)
+        if isinstance(model, Shape):
+            found = pace(model, setup, hardware, peak, where.nodes, compiled=config.trainer.compile)
+        else:
+            from bigtrain.plan import traced
+
+            found = traced.pace(model, setup, hardware, peak, where.nodes)
     return Plan(
         recipe=config.run.name or "",
-        shape=shape,
+        model=model,
         setup=setup,
         where=where,
         hardware=hardware,
-        memory=memory(shape, setup),
+        memory=_memory(model, setup),
         pace=found,
         steps=_steps(config),
     )
+
+
+def model_of(config: RunConfig) -> Shape | Traced:
+    """By formulae where it is the native decoder; else by a pass of it on tensors without memory."""
+    shape = shape_of(config)
+    if shape is not None:
+        return shape
+    from bigtrain.plan.traced import traced
+
+    return traced(config)
+
+
+def _memory(model: Shape | Traced, setup: Setup) -> Memory:
+    if isinstance(model, Shape):
+        return memory(model, setup)
+    from bigtrain.plan import traced
+
+    return traced.memory(model, setup)
 
 
 def _steps(config: RunConfig) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bigtrain.plan.decoder import counts
 from bigtrain.plan.plan import GIB, Plan
 
 KINDS = {
@@ -50,11 +49,12 @@ def headline(plan: Plan) -> list[str]:
         for name, parts in (("tensor", setup.tensor_parallel), ("sequence", setup.sequence_parallel))
         if parts > 1
     )
+    unit = f"{setup.sequence_length} tokens" if setup.sequence_length else "one"
     return [
-        f"{plan.recipe}: {short(counts(plan.shape).total)} parameters, engine {setup.engine}{cut}, {setup.precision}, "
+        f"{plan.recipe}: {short(plan.parameters)} parameters, engine {setup.engine}{cut}, {setup.precision}, "
         f"activation checkpointing {setup.activation_checkpointing}",
         f"{where.nodes} node{'s' * (where.nodes > 1)} x {where.each} {device} = {where.ranks} "
-        f"rank{'s' * (where.ranks > 1)}; {batch} x {setup.sequence_length} tokens a step: {setup.micro_batch_size} "
+        f"rank{'s' * (where.ranks > 1)}; {batch} x {unit} a step: {setup.micro_batch_size} "
         f"samples x {setup.accumulation} micro-batches a rank",
     ]
 

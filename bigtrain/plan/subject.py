@@ -58,25 +58,21 @@ def vocabulary(config: RunConfig) -> int | None:
     return int(max([*ids, *(token["id"] for token in content.get("added_tokens", []))])) + 1
 
 
-def shape_of(config: RunConfig) -> Shape:
-    """The shape of the native decoder that the configuration asks for.
+def shape_of(config: RunConfig) -> Shape | None:
+    """The shape of the native decoder that the configuration asks for; None: it is another model.
 
     Raises:
-        UserError: another model; a vocabulary that nobody knows yet.
+        UserError: a vocabulary that nobody knows yet.
     """
     component = config.model
-    room, _, name = component["_target_"].rpartition(".")
-    if room != models.__name__ or name not in ("decoder", "hugging_face"):
-        raise UserError(
-            f"bigtrain plan knows decoders (model=toy, gpt2_…, llama_…, and those of model=hugging_face), and "
-            f"{component['_target_']} is another model: train a few steps of it and look at memory_peak_bytes."
-        )
+    if component["_target_"] != f"{models.__name__}.decoder":
+        return None
     given = {key: component[key] for key in SETTINGS if component.get(key) is not None}
     size = vocabulary(config)
     if size is not None:
         given["vocab_size"] = size
-    if component.get("path") or name == "hugging_face":
-        return _hugging_face(component, given)
+    if component.get("path"):
+        return _of_weights(str(component["path"]), given)
     preset = component.get("preset")
     if size is None and "vocab_size" not in PRESETS.get(preset or "", {}):
         raise UserError("how many tokens? They are known when the data are prepared: say model.vocab_size=N for now.")
@@ -85,20 +81,13 @@ def shape_of(config: RunConfig) -> Shape:
     return resolve(preset, given)
 
 
-def _hugging_face(component: dict[str, Any], given: dict[str, Any]) -> Shape:
-    """By the configuration alone; no weights are read."""
+def _of_weights(path: str, given: dict[str, Any]) -> Shape:
+    """By their configuration alone; no weights are read."""
     from bigtrain.models.hf import shape_of as of_config
     from bigtrain.models.source import locate, read_config
 
-    path = component.get("path")
-    if path is None:
-        from transformers import AutoConfig
-
-        settings = dict(component.get("config") or {})
-        shape = of_config(AutoConfig.for_model(settings.pop("model_type"), **settings), "model.config")
-    else:
-        shape = of_config(read_config(locate(path, files=["*.json"]), str(path)), str(path))
-    return laid_over(shape, {key: given[key] for key in ("sequence_length",) if key in given}, str(path))
+    shape = of_config(read_config(locate(path, files=["*.json"]), path), path)
+    return laid_over(shape, {key: given[key] for key in ("sequence_length",) if key in given}, path)
 
 
 def setup_of(config: RunConfig, where: Cluster, device: str) -> Setup:

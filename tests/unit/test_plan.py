@@ -143,7 +143,6 @@ def test_memory_alone_where_no_hardware_is_said(capsys: pytest.CaptureFixture[st
         (["hardware=h100x8", "nodes=0"], "a number of nodes, at least 1"),
         (["hardware=h100x8", "trainer.global_batch_size=500"], "cannot be divided"),
         (["engine=auto"], "say hardware=NAME"),
-        (["model=cnn"], "is another model"),
         (["model=toy", "model.preset=null", "model.layers=2", "model.heads=2", "model.width=64"], "how many tokens?"),
     ],
 )

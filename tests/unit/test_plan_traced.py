@@ -1,0 +1,58 @@
+"""Models that are no native decoder: counted by a pass without memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bigtrain.config.compose import compose
+from bigtrain.models.shapes import Shape
+from bigtrain.plan.memory import memory
+from bigtrain.plan.plan import plan
+from bigtrain.plan.subject import Cluster, setup_of, shape_of
+from bigtrain.plan.traced import Traced, traced
+
+RECIPES = {
+    "chatbot/lstm": ["data.path=x"],
+    "vision/mnist_cnn": ["data.path=x"],
+    "vision/vit": ["data.path=x"],
+    "pretrain/bert_base": [],
+    "pretrain/t5_small": [],
+}
+
+
+def test_it_finds_what_the_formulae_of_the_decoder_say() -> None:
+    config = compose(["recipe=smoke", "model.vocab_size=1024", "trainer.device=cpu"]).config
+    shape, found = shape_of(config), traced(config)
+    assert isinstance(shape, Shape)
+    setup = setup_of(config, Cluster(1, 1), "cpu")
+    whole = memory(shape, setup)
+    head = 4 * 1024 * shape.width  # the head's gradient is kept; chunks of logits come and go
+    assert found.kept == pytest.approx(whole.activations + head, rel=0.02)
+    tokens = setup.micro_batch_size * setup.sequence_length
+    assert found.flops == pytest.approx(
+        tokens * 2 * (shape.layers * 4 * 49_152 + 1024 * shape.width), rel=0.25
+    )  # attention besides
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_kind_of_recipe_is_planned_for_1_to_1024_ranks(recipe: str) -> None:
+    config = compose([f"recipe={recipe}", "hardware=h100x8", *RECIPES[recipe]]).config
+    model = traced(config)
+    assert isinstance(model, Traced) and model.trained == model.parameters > 10_000
+    needs = []
+    for ranks in (1, 8, 1024):
+        config.trainer.global_batch_size = config.trainer.micro_batch_size * ranks
+        sharded = replace(config, engine=replace(config.engine, name="zero3"))
+        found = plan(sharded, model=model, where=Cluster(max(1, ranks // 8), min(ranks, 8)))
+        assert found.fits and found.pace is not None and 0 < found.pace.mfu < 1
+        needs.append(found.memory.total)
+    assert needs == sorted(needs, reverse=True)
+
+
+def test_checkpointing_keeps_less() -> None:
+    words = ["recipe=pretrain/bert_base"]
+    kinds = [compose([*words, f"trainer.activation_checkpointing={kind}"]).config for kind in ("none", "full")]
+    none, full = map(traced, kinds)
+    assert full.kept < 0.5 * none.kept and full.parameters == none.parameters
