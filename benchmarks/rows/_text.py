@@ -76,7 +76,8 @@ def from_scratch(row: Row) -> dict[str, Any]:
         "data": f"State of the Union, every fifth year: 20 epochs of {len(data.train) * 256 / 1e6:.2f} M tokens; "
                 f"{len(data.eval) * 256:,} tokens held out, whole addresses",
         "found": f"perplexity {losses[last]:.1f}; 5-gram Kneser-Ney {baseline['perplexity']:.1f}",
-        "perplexity_by_epoch": by_epoch, "perplexity_of_every_epoch": every, "perplexity": losses[last], "kneser_ney": baseline,
+        "perplexity_by_epoch": by_epoch, "perplexity_of_every_epoch": every,
+        "perplexity": losses[last], "kneser_ney": baseline,
         "bars": {"perplexity falls over epochs 1, 5, 10, 20": falls,
                  f"below the 5-gram model's {baseline['perplexity']:.1f}": losses[last] < baseline["perplexity"]},
     }  # fmt: skip
