@@ -101,7 +101,8 @@ def pace(shape: Shape, setup: Setup, hardware: Hardware, peak: float, nodes: int
     attended = 4 * tokens * shape.layers * inside / parts * keys  # FLOPs forward; 2.5 times as many backward
     attention = micro * attended * (3.5 + again) / (peak * hardware.attention)
 
-    traffic = micro * (tokens * _bytes_per_token(shape, setup, compiled) * (passes / 3)) / memory
+    walks = 3 + (setup.activation_checkpointing != "none")  # selective: all but products and attention again
+    traffic = micro * (tokens * _bytes_per_token(shape, setup, compiled) * (walks / 3)) / memory
     if size == 2 and not setup.deepspeed and setup.engine != "fsdp":  # autocast casts the weights in each pass
         traffic += micro * 6 * count.total / memory
 

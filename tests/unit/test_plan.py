@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,3 +167,15 @@ def test_more_ranks_of_zero_hold_less() -> None:
         config = compose(["recipe=pretrain/llama_8b", "hardware=h100x8", "data.path=x"]).config
         needs.append(plan(config, nodes=nodes).memory.total / GIB)
     assert needs == sorted(needs, reverse=True)
+
+
+def test_published_throughput_is_predicted() -> None:
+    """Rows that nothing was fitted to: llm-foundry's A100 80 GB and H100, torchtitan's A100 80 GB."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    from plan_pace import CALIBRATED, compared, summary
+
+    rows = [row for row in compared() if row["device"] != CALIBRATED]
+    of_80gb = summary([row for row in rows if row["device"] == "A100 80GB"])
+    assert of_80gb["within_15_percent"] >= 55 and of_80gb["median"] < 0.08, of_80gb
+    found = summary(rows)
+    assert found["rows"] >= 130 and found["within_15_percent"] >= 100 and found["median"] < 0.10, found
