@@ -2,7 +2,7 @@
 
     python benchmarks/plan_memory.py [--out FILE.json] [--ranks 1,2,4] [--width 64] [--samples 8]
 
-Three families (GPT-2's, Llama's, Llama's with grouped keys) x ZeRO 0 to 3 x activation checkpointing x fp32 and bf16 x
+Three families (GPT-2's, Llama's, Llama's with grouped keys) x torch alone and ZeRO 0 to 3 x activation checkpointing x fp32 and bf16 x
 ranks, three steps each, in real processes under gloo; on GPUs the same under NCCL. Of each the largest sum of bytes
 that a rank holds at once, and the plan's. With --out a picture is drawn beside the JSON.
 """
@@ -26,7 +26,8 @@ FAMILIES = {
     "Llama": "heads=4 mlp_width={3} tied=false",
     "Llama, grouped": "heads=4 kv_heads=2 mlp_width={3} tied=false",
 }
-ENGINES = ("zero0", "zero1", "zero2", "zero3")
+ENGINES = ("torch", "zero0", "zero1", "zero2", "zero3")
+"""torch: `local`, and on several ranks `ddp`."""
 LENGTH = 128  # tokens
 
 
@@ -35,10 +36,11 @@ def cases(width: int, samples: int, ranks: int, device: str) -> list[tuple[dict[
     found = []
     grid = itertools.product(FAMILIES, ENGINES, ("none", "full"), ("fp32", "bf16"))
     for family, engine, checkpointing, precision in grid:
+        name = engine if engine != "torch" else "local" if ranks == 1 else "ddp"
         shape = FAMILIES[family].replace("{4}", str(4 * width)).replace("{3}", str(3 * width))
         words = ["recipe=smoke", "trainer.max_steps=5", f"data.sequence_length={LENGTH}", "model.vocab_size=1024"]
         words += [f"model.{word}" for word in shape.split()]
-        words += [f"model.width={width}", "model.layers=4", f"model.sequence_length={LENGTH}", f"engine={engine}"]
+        words += [f"model.width={width}", "model.layers=4", f"model.sequence_length={LENGTH}", f"engine={name}"]
         words += [f"precision={precision}", f"trainer.activation_checkpointing={checkpointing}"]
         words += [f"trainer.micro_batch_size={samples}", f"trainer.global_batch_size={samples * ranks}"]
         words += ["engine.bucket_size=100000", f"trainer.device={device}"]
