@@ -2,8 +2,9 @@
 
     python benchmarks/plan_memory.py [--out FILE.json] [--ranks 1,2,4] [--width 64] [--samples 8]
 
-Three families (GPT-2's, Llama's, Llama's with grouped keys) x torch alone and ZeRO 0 to 3 x activation checkpointing x fp32 and bf16 x
-ranks, three steps each, in real processes under gloo; on GPUs the same under NCCL. Of each the largest sum of bytes
+Three families (GPT-2's, Llama's, Llama's with grouped keys) x torch alone and ZeRO 0 to 3 x activation checkpointing x
+fp32 and bf16 x ranks, three steps each, in real processes under gloo; on GPUs the same under NCCL. Of each the most
+bytes
 that a rank holds at once, and the plan's. With --out a picture is drawn beside the JSON.
 """
 

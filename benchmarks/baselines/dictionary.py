@@ -1,13 +1,15 @@
 """Sentence pairs from a German-English dictionary, and what a model trained on them must beat: word-by-word look-up.
 
     python benchmarks/baselines/dictionary.py prepare DE_EN_TXT PAIRS.tsv
-    python benchmarks/baselines/dictionary.py score DE_EN_TXT PAIRS.held_out.tsv
+    python benchmarks/baselines/dictionary.py score DE_EN_TXT PAIRS.tsv
 
 DE_EN_TXT is the dictionary of TU Chemnitz (GPL, never shipped here): a line is `German :: English`, both sides hold as
 many variants, split by `|`, and a variant holds synonyms, split by `;`. {m}, [geogr.], (comments), <spellings> and
-/ABBR/ are annotations. `prepare` writes all sentence pairs as `German<TAB>English`, and beside them
-PAIRS.held_out.tsv and PAIRS.train.tsv, which has the dictionary's phrases and common words too. `score` prints one line
-of JSON with the look-up's BLEU and chrF.
+/ABBR/ are annotations. `prepare` writes all sentence pairs as `German<TAB>English`, and beside them what a model is
+given: PAIRS.train.tsv and PAIRS.held_out.tsv, whose German has the look-up's draft behind it (`German = draft`), so that
+the model knows every word that the look-up knows (as arXiv:1606.02006 gives a model a dictionary's probabilities). The
+sentences are in the training rows twice, the dictionary's phrases once. `score` prints one line of JSON with the
+look-up's BLEU and chrF on the held-out sentences.
 """
 
 from __future__ import annotations
@@ -23,9 +25,6 @@ from pathlib import Path
 
 HELD_OUT = 20
 """One German sentence of so many is held out."""
-
-COMMON = 100
-"""A word whose translation's words are used so often in the dictionary is worth learning."""
 
 ANNOTATION = re.compile(r"\[[^\]]*\]|\{[^}]*\}|<[^>]*>|(?<!\S)/\S(?:[^/|]*\S)?/(?=[\s.!?,]|$)")
 COMMENT = re.compile(r"\([^()]*\)")
@@ -125,16 +124,7 @@ class Dictionary:
                 english,
             )
 
-        self.used = used
         self.words = {word: min(of, key=rank) for word, of in choices.items()} | ARTICLES
-
-    def common_words(self) -> list[Pair]:
-        """The words that are worth learning, with their translations."""
-        return [
-            (german, english)
-            for german, english in self.words.items()
-            if min((self.used[word] for word in WORD.findall(english.lower())), default=0) >= COMMON
-        ]
 
     def translate(self, sentence: str) -> str:
         """Word by word, all other signs left where they are; a word that is not found stays as it is."""
@@ -142,6 +132,10 @@ class Dictionary:
         first = WORD.match(german)  # a word in lower case rather than a noun: it stands at the beginning
         english = WORD.sub(self._word, german if first and first[0] in self.words else sentence)
         return english[:1].upper() + english[1:]
+
+    def drafted(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """The pairs with a draft behind the German."""
+        return [(f"{german} = {self.translate(german)}", english) for german, english in pairs]
 
     def _word(self, found: re.Match[str]) -> str:
         """As it is written, in lower case, as a noun; without an ending of inflection; then as an infinitive too."""
@@ -182,16 +176,18 @@ def main() -> None:
     parser.add_argument("pairs", type=Path, metavar="PAIRS.tsv")
     given = parser.parse_args()
     lines = given.dictionary.read_text(encoding="utf-8").splitlines()
+    dictionary = Dictionary(lines)
     if given.command == "score":
-        print(json.dumps(score(Dictionary(lines), read_pairs(given.pairs))))
+        apart = [pair for pair in read_pairs(given.pairs) if held_out(pair[0])]
+        print(json.dumps(score(dictionary, apart)))
         return
     pairs = sentence_pairs(lines)
     train, apart = ([pair for pair in pairs if held_out(pair[0]) is out] for out in (False, True))
-    others, words = phrases(lines, pairs), Dictionary(lines).common_words()
+    others = phrases(lines, pairs)
     write_pairs(given.pairs, pairs)
-    write_pairs(given.pairs.with_suffix(".train.tsv"), [*train, *others, *words])
-    write_pairs(given.pairs.with_suffix(".held_out.tsv"), apart)
-    counted = {"pairs": pairs, "train": train, "phrases": others, "words": words, "held_out": apart}
+    write_pairs(given.pairs.with_suffix(".train.tsv"), dictionary.drafted([*train, *train, *others]))
+    write_pairs(given.pairs.with_suffix(".held_out.tsv"), dictionary.drafted(apart))
+    counted = {"pairs": pairs, "train": train, "phrases": others, "held_out": apart}
     print(json.dumps({name: len(each) for name, each in counted.items()}))
 
 
