@@ -1,11 +1,11 @@
-"""What `bigtrain plan` says of throughput against 226 published rows of training throughput.
+"""What `bigtrain plan` says of throughput against published rows of training throughput.
 
     python benchmarks/plan_pace.py [--out FILE.json]
 
-`published.json` holds llm-foundry's and torchtitan's own tables, each row with its source, the commit and its line
-verbatim. Two constants were read off one part of them (`CALIBRATED`: llm-foundry's A100 40 GB): which part of the peak
-the products of a training step reach there, and attention's by llm-foundry's Triton kernel. All other rows are
-predictions: nothing was fitted to them.
+`published.json` holds the tables of llm-foundry, torchtitan, FlashAttention, llm.c, nanoGPT and TinyLlama, each row
+with its source, the commit and its line verbatim. Two constants were read off one part of them (`CALIBRATED`: llm-foundry's
+A100 40 GB): which part of the peak the products of a training step reach there, and attention by the kernels of 2022.
+All other rows are predictions: nothing was fitted to them.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from bigtrain.plan.pace import pace
 from bigtrain.plan.plan import peak_of
 
 ROWS = Path(__file__).parent / "published.json"
-CALIBRATED = "A100 40GB"
+CALIBRATED = ("mosaicml/llm-foundry", "A100 40GB")
 NODES = {"A100 40GB": "a100_40gb", "A100 80GB": "a100", "H100 80GB": "h100"}
 """Those of other power and memory than the ones in conf/hardware are not predicted: the H100 of 96 GB and 500 W."""
-TRITON = 0.5
-"""What the Triton kernel of 2023 reached of what FlashAttention-2 does."""
+FLASH_1 = 0.5
+"""What the kernels of 2022, FlashAttention and its Triton form, reach of what FlashAttention-2 does."""
 
 
 def predicted(row: dict[str, Any], shape: dict[str, Any]) -> float:
     """Tokens a second and GPU."""
     settings = yaml.safe_load((ROOT / "conf" / "hardware" / f"{NODES[row['device']]}.yaml").read_text())
     node = Hardware(**settings | {"gpus": min(row["gpus"], row["gpus_per_node"])})
-    if row["attention"] == "triton":
-        node = replace(node, attention=node.attention * TRITON)
+    if row["attention"] == "flash1":
+        node = replace(node, attention=node.attention * FLASH_1)
     ranks = row["gpus"] // row["tensor_parallel"]
     setup = Setup(
         engine=row["engine"],
@@ -81,27 +81,25 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def group(row: dict[str, Any]) -> tuple[str, str]:
+    """Whose table it is of, and the device."""
+    return row["source"].split()[0], row["device"]
+
+
 def main() -> None:
     given = parser(__doc__ or "").parse_args()
     rows = compared()
-    groups = {
-        (row["source"].split()[0], row["device"]): [
-            other
-            for other in rows
-            if (other["source"].split()[0], other["device"]) == (row["source"].split()[0], row["device"])
-        ]
-        for row in rows
-    }
     lines = []
-    for (source, device), mine in groups.items():
-        found = summary(mine)
-        kind = "calibrated on" if device == CALIBRATED else "predicted"
+    for key in dict.fromkeys(map(group, rows)):
+        found = summary([row for row in rows if group(row) == key])
+        kind = "calibrated on" if key == CALIBRATED else "predicted"
         errors = [f"{found[name]:.1%}" for name in ("median", "p90")]
-        lines.append([source, device, kind, found["rows"], found["within_15_percent"], *errors])
+        lines.append([*key, kind, found["rows"], found["within_15_percent"], *errors])
     print(table(["tables of", "device", "", "rows", "within 15 %", "median error", "p90"], lines))
-    told = [row for row in rows if row["device"] != CALIBRATED]
+    told = [row for row in rows if group(row) != CALIBRATED]
     print(f"predicted rows: {summary(told)}")
-    write(given.out, "plan_pace", {}, {"predicted": summary(told), "rows": rows})
+    kept = ("source", "model", "device", "gpus", "sequence_length", "tokens_per_s_per_gpu", "predicted", "error")
+    write(given.out, "plan_pace", {}, {"predicted": summary(told), "rows": [{k: row[k] for k in kept} for row in rows]})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 DE_EN_TXT is the dictionary of TU Chemnitz (GPL, never shipped here): a line is `German :: English`, both sides hold as
 many variants, split by `|`, and a variant holds synonyms, split by `;`. {m}, [geogr.], (comments), <spellings> and
 /ABBR/ are annotations. `prepare` writes all sentence pairs as `German<TAB>English`, and beside them what a model is
-given: PAIRS.train.tsv and PAIRS.held_out.tsv, whose German has the look-up's draft behind it (`German = draft`), so that
+given: PAIRS.train.tsv and PAIRS.held_out.tsv, with the look-up's draft behind the German (`German = draft`), so that
 the model knows every word that the look-up knows (as arXiv:1606.02006 gives a model a dictionary's probabilities). The
 sentences are in the training rows twice, the dictionary's phrases once. `score` prints one line of JSON with the
 look-up's BLEU and chrF on the held-out sentences.

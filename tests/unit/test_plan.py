@@ -170,12 +170,12 @@ def test_more_ranks_of_zero_hold_less() -> None:
 
 
 def test_published_throughput_is_predicted() -> None:
-    """Rows that nothing was fitted to: llm-foundry's A100 80 GB and H100, torchtitan's A100 80 GB."""
+    """Rows that nothing was fitted to, of six projects' own tables."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-    from plan_pace import CALIBRATED, compared, summary
+    from plan_pace import CALIBRATED, compared, group, summary
 
-    rows = [row for row in compared() if row["device"] != CALIBRATED]
+    rows = [row for row in compared() if group(row) != CALIBRATED]
     of_80gb = summary([row for row in rows if row["device"] == "A100 80GB"])
-    assert of_80gb["within_15_percent"] >= 55 and of_80gb["median"] < 0.08, of_80gb
+    assert of_80gb["within_15_percent"] >= 60 and of_80gb["median"] < 0.08, of_80gb
     found = summary(rows)
-    assert found["rows"] >= 130 and found["within_15_percent"] >= 100 and found["median"] < 0.10, found
+    assert found["rows"] >= 140 and found["within_15_percent"] >= 105 and found["median"] < 0.10, found
