@@ -3,9 +3,9 @@
     python benchmarks/plan_pace.py [--out FILE.json]
 
 `published.json` holds the tables of llm-foundry, torchtitan, FlashAttention, llm.c, nanoGPT and TinyLlama, each row
-with its source, the commit and its line verbatim. Two constants were read off one part of them (`CALIBRATED`: llm-foundry's
-A100 40 GB): which part of the peak the products of a training step reach there, and attention by the kernels of 2022.
-All other rows are predictions: nothing was fitted to them.
+with its source, the commit and its line verbatim. Two constants were read off one part of them (`CALIBRATED`):
+which part of the peak the products of a training step reach there, and attention by the kernels of 2022. All other
+rows are predictions: nothing was fitted to them.
 """
 
 from __future__ import annotations
