@@ -25,7 +25,7 @@ OVERRIDES = """\
 Everything after the command is a Hydra override: group=option, or a.b=value.
   --config-dir DIR   a folder of your own with recipes and groups; it wins over the shipped ones
 Groups: recipe model data objective optimizer schedule engine precision trainer checkpoint evaluation launcher
-  tracker hardware debug"""
+  tracker profiler hardware debug"""
 
 TRAIN = f"""\
 {OVERRIDES}
@@ -43,6 +43,7 @@ Most used:
   data.path=PATH                file, folder, glob or hub name;  data.sequence_length=N
   model=llama_1b                model.path=DIR for pretrained weights
   optimizer.lr=X  schedule.warmup_steps=N  seed=N  checkpoint.every=N  tracker=wandb
+  profiler=default               a trace of a few steps, and a page that says where they went
 
 Sweeps: -m (--multirun) trains once for each combination of values, in Hydra's grammar, each in its own run folder:
   bigtrain train -m recipe=R optimizer.lr=1e-3,3e-4 seed=range(1,4)       here, one after another

@@ -132,6 +132,7 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
     from bigtrain.report.data_page import report_on
     from bigtrain.rollcall import roll_call
     from bigtrain.telemetry.environment import write_environment
+    from bigtrain.telemetry.profile import Profile
     from bigtrain.telemetry.progress import say, setup_logging
     from bigtrain.trainer import Stop
 
@@ -159,7 +160,16 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
             report_on(data, run_dir)
             say(describe(config, engine, ranks, len(data.train), steps))
         outputs = stack.enter_context(Outputs(config, ranks, state.step, parts.checkpoint is not None, steps))
-        finished = run_loop(parts, stop, outputs.log, outputs.stepped)
+        profile = Profile(run_dir, engine.device, config.profiler) if ranks.first and config.profiler else None
+
+        def stepped(step: int) -> None:
+            outputs.stepped(step)
+            if profile is not None:
+                profile(step)
+
+        finished = run_loop(parts, stop, outputs.log, stepped)
+        if profile is not None:
+            profile.close()
         outputs.close()
         if ranks.first:
             keep_confusion(objective, data, run_dir)

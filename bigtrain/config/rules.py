@@ -79,6 +79,8 @@ def _positive(config: RunConfig) -> None:
         "checkpoint.keep_best": config.checkpoint.keep_best,
         "trainer.loader_workers": trainer.loader_workers,
     }
+    if config.profiler is not None:
+        at_least_one |= {"profiler.start": config.profiler.start, "profiler.steps": config.profiler.steps}
     for key, count in not_below_zero.items():
         if count < 0:
             raise UserError(f"{key}={count}: it must be at least 0.")

@@ -144,6 +144,15 @@ class Evaluation:
 
 
 @dataclass(slots=True)
+class Profiler:
+    """A trace of a few steps of rank 0, and a page that says where they went (`RUN/profile/`)."""
+
+    start: int = 10
+    """Steps before it begins."""
+    steps: int = 3
+
+
+@dataclass(slots=True)
 class Hardware:
     """What a plan is made for (`conf/hardware/`): one node, and how nodes are joined. GB are 10^9 bytes."""
 
@@ -191,5 +200,6 @@ class RunConfig:
     evaluation: Evaluation
     launcher: Launcher
     tracker: dict[str, Component] = field(default_factory=dict)
+    profiler: Profiler | None = None
     hardware: Hardware | None = None
     """What `bigtrain plan` and `engine=auto` plan for; null: not known."""
