@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from bigtrain.config.compose import PENDING, Composed, compose, freeze, load_frozen, load_run
 from bigtrain.config.rules import replicas
-from bigtrain.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER, UserError, guarded
+from bigtrain.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER, RunError, UserError, guarded
 from bigtrain.launchers import report
 from bigtrain.placement import read_environment
 
@@ -125,6 +126,8 @@ def work(composed: Composed, supervised: bool) -> int:
 
 
 def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
+    import torch
+
     from bigtrain.assembly import assemble, check_parts, describe, keep_tokenizer, prepared_data, run_loop
     from bigtrain.checkpoint.folder import lock
     from bigtrain.distributed import broadcast_object, run_on_first
@@ -167,7 +170,10 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
             if profile is not None:
                 profile(step)
 
-        finished = run_loop(parts, stop, outputs.log, stepped)
+        try:
+            finished = run_loop(parts, stop, outputs.log, stepped)
+        except torch.OutOfMemoryError as error:
+            raise RunError(_out_of_memory(config, engine, ranks, state.step, str(error))) from error
         if profile is not None:
             profile.close()
         outputs.close()
@@ -186,6 +192,21 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
             if not supervised:
                 say(str(run_dir))  # `bigtrain train` says it itself
         return EXIT_DONE if finished else EXIT_STOPPED
+
+
+def _out_of_memory(config: RunConfig, engine: Engine, ranks: Ranks, step: int, said: str) -> str:
+    """What held most of it, and what would have fitted."""
+    import torch
+
+    from bigtrain.plan.advice import advice
+    from bigtrain.plan.subject import Cluster
+
+    text = f"out of memory on {engine.device} after step {step}: {said.splitlines()[0]}"
+    if not hasattr(engine.model, "shape"):
+        return text
+    each = read_environment(dict(os.environ)).local_world_size
+    room = torch.cuda.get_device_properties(engine.device).total_memory if engine.device.type == "cuda" else math.inf
+    return f"{text}\n{advice(config, engine.model.shape, Cluster(ranks.world_size // each, each), room)}"  # type: ignore[arg-type]
 
 
 def _against_plan(config: RunConfig, engine: Engine, ranks: Ranks) -> None:
