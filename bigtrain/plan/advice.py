@@ -40,9 +40,7 @@ def advice(config: RunConfig, model: Shape, where: Cluster, room: float) -> str:
         lines.append("what would fit, by the plan:")
         lines += [f"  {' '.join(words)}  ({one.needed / GIB:.1f} GiB)" for words, one in found[:SHOWN]]
     else:
-        lines.append(
-            "nothing that keeps this model on these ranks would fit: more GPUs, or offload (engine=zero3_offload)"
-        )
+        lines.append("nothing else on these ranks would fit: take more of them, or offload (engine=zero3_offload)")
     return "\n".join(lines)
 
 
