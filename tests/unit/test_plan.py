@@ -18,6 +18,7 @@ from bigtrain.models.shapes import PRESETS, resolve
 from bigtrain.plan.choose import choose, decided
 from bigtrain.plan.decoder import counts, flops_per_token, kept
 from bigtrain.plan.plan import GIB, plan
+from bigtrain.plan.subject import Cluster
 
 GPT2 = {"positions": "learned", "norm": "layer_norm", "activation": "gelu", "bias": True, "tied": True}
 GROUPED = {"heads": 4, "kv_heads": 2, "mlp_width": 192}
@@ -167,6 +168,28 @@ def test_more_ranks_of_zero_hold_less() -> None:
         config = compose(["recipe=pretrain/llama_8b", "hardware=h100x8", "data.path=x"]).config
         needs.append(plan(config, nodes=nodes).memory.total / GIB)
     assert needs == sorted(needs, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "recipe", ["quickstart", "smoke", "pretrain/gpt2_124m", "pretrain/llama_1b", "pretrain/llama_8b"]
+)
+@pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero1", "zero2", "zero3"])
+def test_every_engine_is_planned_for_1_to_1024_ranks(recipe: str, engine: str) -> None:
+    config = compose(
+        [f"recipe={recipe}", "data.path=x", f"engine={engine}", "hardware=h100x8", "precision=bf16"]
+    ).config
+    config.trainer.micro_batch_size = 1
+    needs, sent = [], []
+    for ranks in (1, 8, 64, 1024):
+        config.trainer.global_batch_size = 1024
+        found = plan(config, where=Cluster(max(1, ranks // 8), min(ranks, 8)))
+        assert found.pace is not None and found.setup.accumulation == 1024 // ranks
+        assert found.pace.tokens == 1024 * config.data["sequence_length"]
+        needs.append(found.memory.total)
+        sent.append(found.pace.messages)
+    assert sent[0] == 0 < sent[1]  # one rank tells nobody anything
+    if engine != "ddp":
+        assert needs[3] < needs[0]
 
 
 def test_published_throughput_is_predicted() -> None:
