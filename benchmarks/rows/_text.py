@@ -275,7 +275,7 @@ def chat_tuning(row: Row) -> dict[str, Any]:
         "recipe=finetune/llama_lora", f"data.path={row.data}/chat", f"model.path={row.data}/smollm2",
         "data.sequence_length=256", "data.held_out=0.1", "engine=local", "precision=fp32",
         "trainer.activation_checkpointing=none", "trainer.global_batch_size=8", "trainer.micro_batch_size=4",
-        "trainer.eval_every=25", "launcher.cpu_processes=1",
+        "trainer.eval_every=100", "launcher.cpu_processes=1",
     )  # fmt: skip
     book = row.folder / "moby-dick.txt"
     book.write_text((row.data / "moby-dick" / "moby-dick.txt").read_text(encoding="utf-8")[:100_000], encoding="utf-8")
