@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("bigtrain", "torch", "transformers", "deepspeed", "accelerate", "tokenizers", "datasets", "numpy")
+PACKAGES = ("bigtrain", "torch", "transformers", "deepspeed", "accelerate", "tokenizers", "datasets", "numpy", "lightning",
+            "litgpt", "torchtitan")  # fmt: skip
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -42,10 +43,13 @@ def environment() -> dict[str, Any]:
 
 def write(path: Path | None, name: str, config: dict[str, Any], results: Any) -> None:
     """Write one benchmark's JSON: its name, where it ran, its whole configuration, its results. No path: nothing."""
-    if path is None:
-        return
+    if path is not None:
+        write_json(path, {"benchmark": name, **environment(), "config": config, "results": results})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"benchmark": name, **environment(), "config": config, "results": results}
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
     partial.replace(path)
