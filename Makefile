@@ -51,11 +51,8 @@ check: $(VENV)/.installed-dev ## formatting, lint, types (mypy strict) and impor
 	$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(VENV)/.installed-dev ## run every benchmark; results go to benchmarks/results/*.json
-	@for script in benchmarks/[a-z]*.py; do \
-		name=$$(basename $$script .py); echo "== $$name"; \
-		$(BIN)/python $$script --out benchmarks/results/$$name.json $(ARGS); \
-	done
+bench: $(VENV)/.installed-benchmark ## run the benchmark suites beside other trainers (ARGS="peers --rounds 5"); benchmarks/results
+	@$(BIN)/bigtrain bench $(ARGS)
 
 DATA ?=
 .PHONY: rows

@@ -104,7 +104,9 @@ def targets(result: Result) -> list[Held]:
         found = ratio(result, target["group"], target["of"], target["over"])
         reached = None
         if found is not None:
-            reached = found.median >= target.get("at_least", -math.inf) and found.median <= target.get("at_most", math.inf)
+            reached = found.median >= target.get("at_least", -math.inf) and found.median <= target.get(
+                "at_most", math.inf
+            )
         held.append(Held(target["text"], found, reached))
     return held
 

@@ -165,7 +165,10 @@ def litgpt(size: Size, folder: Path, meter: Meter) -> None:
     model.load_state_dict(weights)
     model.transformer.wte.weight = model.lm_head.weight
     model = lightning.setup(torch.compile(model))
-    adamw = {"class_path": "torch.optim.AdamW", "init_args": {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": DECAY}}
+    adamw = {
+        "class_path": "torch.optim.AdamW",
+        "init_args": {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": DECAY},
+    }
     steps = instantiate_torch_optimizer(adamw, model.parameters(), fused=device() == "cuda")
     rows = list(ordered(size).flatten(0, 1))
     loader = lightning.setup_dataloaders(DataLoader(rows, batch_size=size.batch))  # type: ignore[arg-type]
@@ -198,7 +201,7 @@ def bigtrain(name: str, folder: Path, out: Path) -> list[str]:
         "model=toy", "model.preset=null", f"model.path={folder}",
         "data._target_=_same.data", f"data.size={name}", f"data.sequence_length={size.length}",
         "optimizer=adamw", f"optimizer.lr={LR}", f"optimizer.betas={list(BETAS)}".replace(" ", ""), "optimizer.decay_all=true",
-        f"optimizer.weight_decay={DECAY}", f"optimizer.eps={EPS}", "schedule=constant",
+        f"optimizer.weight_decay={DECAY}", f"optimizer.eps={EPS}", "schedule=constant", "schedule.warmup_steps=0",
         f"trainer.global_batch_size={size.batch}", f"trainer.micro_batch_size={size.batch}",
         f"trainer.max_steps={size.steps}", "trainer.log_every=1", "trainer.eval_every=null",
         f"trainer.grad_clip={CLIP}", "checkpoint.every=null", "evaluation.report=false",

@@ -1,6 +1,6 @@
 """CPU time a step of bigtrain's trainer over the same raw PyTorch loop, with the Hugging Face Trainer beside it.
 
-    python benchmarks/trainer_overhead.py --out benchmarks/results/trainer_overhead.json
+    python benchmarks/overhead.py --out benchmarks/results/overhead.json
 
 All sides train the same tiny model on the same text in a process of their own, one thread each. bigtrain runs as a user
 runs it (`bigtrain train`), with metrics, clipping, schedule and checkpointing armed; so does the Hugging Face Trainer.
@@ -9,27 +9,25 @@ runs it (`bigtrain train`), with metrics, clipping, schedule and checkpointing a
 - `bare`: less than that: plain cross-entropy of the logits, no clipping, a constant learning rate.
 Each side reads its own CPU clock (user + system, all threads) every 100 steps from where anyone could: a tracker of the
 user's own, a callback. Each such window holds ten log points and one checkpoint; the first, with the start-up, does not
-count. The sides take turns, and the lower quartiles of the windows are compared: a neighbour on the machine only adds.
+count. The sides take turns; of a round counts the lower quartile of its windows: a neighbour on the machine only adds.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from _common import parser, table, write
+from _suite import MS, Failed, Measured, Suite, in_turn, metric, process
 
-SIDES = ("raw", "bigtrain", "hf_trainer", "bare")
-LIMIT = 0.05
 WINDOW, LOG_EVERY = 100, 10
+NAMES = {"raw": "raw loop", "bigtrain": "bigtrain", "hf_trainer": "HF Trainer", "bare": "bare loop"}
 
 
 class Clock:
@@ -74,7 +72,7 @@ def overrides(work: Path, steps: int) -> list[str]:
         "trainer.device=cpu",
         f"checkpoint.every={WINDOW}",
         "evaluation.report=false",
-        "tracker.clock._target_=trainer_overhead.clock",
+        "tracker.clock._target_=overhead.clock",
         f"tracker.clock.file={work / 'clock.jsonl'}",
         "launcher.threads=1",
     ]
@@ -192,84 +190,67 @@ def hf_trainer(work: Path, steps: int) -> None:
 def command(side: str, work: Path, steps: int) -> list[str]:
     """What is run in a process of its own for one side."""
     if side == "bigtrain":
-        return [sys.executable, "-m", "bigtrain", "train", *overrides(work, steps)]
-    return [sys.executable, __file__, "--side", side, "--work", str(work), "--steps", str(steps)]
+        return ["-m", "bigtrain", "train", *overrides(work, steps)]
+    return [__file__, "--side", side, str(work), str(steps)]
 
 
-def measure(side: str, root: Path, steps: int) -> list[tuple[float, float]]:
-    """CPU and wall seconds a step, of every window of one run but the first."""
+def run_side(side: str, root: Path, steps: int) -> dict[str, float]:
+    """CPU and wall seconds a step: the lower quartile of the windows of one run, but for the first."""
     with tempfile.TemporaryDirectory(dir=root) as folder:
         work = Path(folder)
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": str(Path(__file__).parent),
-        }
-        done = subprocess.run(command(side, work, steps), env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{side} failed with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        process(command(side, work, steps), threads=1)
         stamps = [json.loads(line) for line in (work / "clock.jsonl").read_text().splitlines()]
     stamps = list({step: (cpu, wall) for step, cpu, wall in stamps}.values())  # the last log of the run may come twice
-    assert len(stamps) == steps // WINDOW, f"{side}: {len(stamps)} windows of {steps // WINDOW}"
-    return [
-        ((cpu - cpu_before) / WINDOW, (wall - wall_before) / WINDOW)
-        for (cpu_before, wall_before), (cpu, wall) in pairwise(stamps)
-    ]
+    if len(stamps) != steps // WINDOW:
+        raise Failed(f"{len(stamps)} windows of {steps // WINDOW}")
+    counted = list(pairwise(stamps)) or [((0.0, 0.0), stamps[0])]
+    cpu, wall = (sorted((b[i] - a[i]) / WINDOW for a, b in counted)[(len(counted) - 1) // 4] for i in (0, 1))
+    return {"CPU a step": cpu, "step": wall}
+
+
+def measure(rounds: int, small: bool, say: Callable[[str], None]) -> Measured:
+    """See `Suite`."""
+    steps = WINDOW if small else 5 * WINDOW
+    measured = Measured({"overrides": overrides(Path("WORK"), steps), "steps": steps, "window": WINDOW, "threads": 1})
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        say("preparing the data")
+        run_side("raw", root, WINDOW)
+        sides = {name: partial(run_side, side, root, steps) for side, name in NAMES.items()}
+        found = in_turn(sides, rounds, say, measured.notes)
+    for case in found:
+        for one, raw in zip(found[case], found["raw loop"], strict=True):
+            one["CPU over the raw loop"] = one["CPU a step"] - raw["CPU a step"]
+    measured.groups["toy model, 8 x 64"] = found
+    return measured
+
+
+def target(text: str, over: tuple[str, str], bound: float) -> dict[str, Any]:
+    """bigtrain's overhead over something else."""
+    of = ["bigtrain", "CPU over the raw loop"]
+    return {"text": text, "group": "toy model, 8 x 64", "of": of, "over": over, "at_most": bound}
+
+
+SUITE = Suite(
+    about=(__doc__ or "").partition("\n")[0],
+    metrics={"CPU a step": metric(MS), "CPU over the raw loop": metric(MS), "step": metric(MS)},
+    pictured=("CPU a step", "CPU over the raw loop"),
+    targets=(
+        target("overhead at most 3 % of the raw loop's CPU time", ("raw loop", "CPU a step"), 0.03),
+        target("overhead at most 15 % of HF Trainer's", ("HF Trainer", "CPU over the raw loop"), 0.15),
+    ),
+    measure=measure,
+    rounds=4,
+)
 
 
 def main() -> None:
-    """Measure, print a table, write JSON."""
-    options = parser(__doc__ or "")
-    options.add_argument("--steps", type=int, default=5 * WINDOW, help="of a run (default %(default)s)")
-    options.add_argument("--repeats", type=int, default=4, help="runs of each side (default %(default)s)")
-    options.add_argument("--side", choices=SIDES, help="run one side alone, in this process")
-    options.add_argument("--work", type=Path, help="its folder")
-    chosen = options.parse_args()
-    if chosen.side:
+    """One side alone, in this process (`--side SIDE WORK STEPS`), or the suite."""
+    if sys.argv[1:2] == ["--side"]:
         functions: dict[str, Callable[[Path, int], None]] = {"raw": raw, "bare": bare, "hf_trainer": hf_trainer}
-        functions[chosen.side](chosen.work, chosen.steps)
-        return
-
-    windows: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        measure("raw", root, WINDOW)  # prepares the data, once for all
-        for repeat in range(chosen.repeats):
-            for side in (*SIDES[repeat % len(SIDES) :], *SIDES[: repeat % len(SIDES)]):
-                found = measure(side, root, chosen.steps)
-                windows[side] += found
-                print(f"repeat {repeat + 1}  {side:<10}", *(f"{1e3 * cpu:.2f}" for cpu, _ in found), "ms", flush=True)
-
-    def lower_quartile(side: str, which: int) -> float:
-        return sorted(window[which] for window in windows[side])[len(windows[side]) // 4]
-
-    cpu_s, wall_s = ({side: lower_quartile(side, which) for side in SIDES} for which in (0, 1))
-    over = {side: cpu_s[side] / cpu_s["raw"] - 1 for side in SIDES}
-    rows = [
-        [side, f"{1e3 * cpu_s[side]:.2f}", f"{100 * over[side]:+.1f} %", f"{1e3 * wall_s[side]:.2f}"] for side in SIDES
-    ]
-    print("\n" + table(["side", "CPU ms a step", "over raw", "wall ms a step"], rows))
-    verdict = f"{'within' if over['bigtrain'] <= LIMIT else 'OVER'} the limit of {100 * LIMIT:.0f} %"
-    print(f"\nbigtrain: {100 * over['bigtrain']:+.1f} % CPU time over the raw loop, {verdict}")
-    write(
-        chosen.out,
-        "trainer_overhead",
-        {
-            "overrides": overrides(Path("WORK"), chosen.steps),
-            "steps": chosen.steps,
-            "window": WINDOW,
-            "repeats": chosen.repeats,
-            "threads": 1,
-        },
-        {
-            "cpu_ms_per_step": {side: 1e3 * cpu_s[side] for side in SIDES},
-            "wall_ms_per_step": {side: 1e3 * wall_s[side] for side in SIDES},
-            "cpu_over_raw": over,
-            "limit": LIMIT,
-            "windows_cpu_s_and_wall_s_per_step": windows,
-        },
-    )
+        functions[sys.argv[2]](Path(sys.argv[3]), int(sys.argv[4]))
+    else:
+        SUITE.main()
 
 
 if __name__ == "__main__":

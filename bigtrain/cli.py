@@ -105,6 +105,28 @@ Memory of a rank, time of a step, days and money of the run, from the configurat
 
 Exit: 0 it fits (or the hardware is not said), 1 it does not fit, 2 wrong input."""
 
+BENCH = """\
+Runs suites of the benchmarks, each with its competitors in processes of their own, and writes SUITE.json, SUITE.png and
+README.md into DIR. No SUITE: all but gpu.
+
+  peers        speed and memory beside HF Trainer, Accelerate, Lightning Fabric, LitGPT and loops by hand, at equal loss
+  overhead     the trainer's CPU time over the same raw loop, and HF Trainer's
+  imports      CPU time until a trainer is built
+  checkpoint   how long training stands still for 400 MB, until they are on the disk, and loading them
+  throughput   by engine, precision, activation checkpointing and compile
+  memory       peak bytes a rank, against the formulae
+  scaling      1, 2 and 4 ranks of this machine
+  gpu          124 M, 350 M and 1.2 B parameters in bf16 on one big GPU
+
+  --out DIR        (benchmarks/results)
+  --against FILE   an earlier SUITE.json, or a folder of them: exit 1 where a figure has become worse by more than its
+                   interval. Of another machine only ratios are compared
+  --rounds N       of each suite, instead of its own number
+  --small          toy sizes: does everything run?
+
+The peers need an extra: pip install -e '.[benchmark]'. One that is not installed is left out, with a line that says so.
+Exit: 0 done, 1 a regression, 2 wrong input. Last line: DIR."""
+
 COMMANDS = {
     "train": Command(
         "recipe=R [overrides]", "train a model; goes on by itself in a run folder", "bigtrain.sweep:train", TRAIN
@@ -129,6 +151,7 @@ COMMANDS = {
     "data": Command(
         "trace|blame|verify PATH…", "the documents of a step, or behind a spike; checksums", "bigtrain.ledger:main"
     ),
+    "bench": Command("[SUITE…]", "the benchmark suites, beside other trainers", "bigtrain.bench:main", BENCH),
     "doctor": Command("", "what this machine has, what is missing, how to mend it", "bigtrain.doctor:main"),
 }
 

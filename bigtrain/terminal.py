@@ -45,17 +45,26 @@ class CommandLine(argparse.ArgumentParser):
         """Say it without a usage in front."""
         raise UserError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
 
-    def read(self, argv: Sequence[str]) -> tuple[argparse.Namespace, str, list[str]]:
-        """The options, PATH, and the overrides (`a.b=value`).
+    def options(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The options, and `words`, all else.
 
         Raises:
-            UserError: an unknown option, a value of the wrong type, no PATH or two.
+            UserError: an unknown option, a value of the wrong type.
         """
         options, unknown = self.parse_known_intermixed_args(list(argv))
         if unknown:
             known = [name for action in self._actions for name in action.option_strings]
             word = unknown[0].partition("=")[0]
             raise UserError(f"{self.prog} has no option {word}.{nearest(word, known)}")
+        return options
+
+    def read(self, argv: Sequence[str]) -> tuple[argparse.Namespace, str, list[str]]:
+        """The options, PATH, and the overrides (`a.b=value`).
+
+        Raises:
+            UserError: as `options`, no PATH or two.
+        """
+        options = self.options(argv)
         words: list[str] = options.words
         overrides = [word for word in words if "=" in word and not Path(word).exists()]
         paths = [word for word in words if word not in overrides]
