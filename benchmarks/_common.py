@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("bigtrain", "torch", "transformers", "deepspeed", "accelerate", "tokenizers", "datasets", "numpy", "lightning",
-            "litgpt", "torchtitan")  # fmt: skip
+PACKAGES = ("bigtrain", "torch", "transformers", "deepspeed", "accelerate", "tokenizers", "datasets", "numpy",
+            "lightning", "litgpt", "torchtitan")  # fmt: skip
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _suite import Failed, process
+from _suite import process
 
 WORDS = [
     "recipe=smoke", "data=moby_dick", "data.vocab_size=2048", "trainer.log_every=1", "trainer.eval_every=null",
@@ -21,7 +21,7 @@ def train(words: list[str], root: Path) -> dict[str, Any]:
     """One run's medians over the later half of its steps, and the losses of all.
 
     Raises:
-        Failed: it was refused, or failed.
+        FailedError: it was refused, or failed.
     """
     with tempfile.TemporaryDirectory(dir=root) as folder:
         run_dir = Path(folder, "run")

@@ -161,7 +161,7 @@ def litgpt(size: Size, folder: Path, meter: Meter) -> None:
         norm_class_name="RMSNorm", norm_eps=1e-5, mlp_class_name="LLaMAMLP", intermediate_size=size.mlp_width,
     )  # fmt: skip
     model, weights = GPT(config), {}
-    copy_weights_hf_llama(config, {}, weights, {k: v for k, v in hugging_face(folder).state_dict().items()})
+    copy_weights_hf_llama(config, {}, weights, dict(hugging_face(folder).state_dict()))
     model.load_state_dict(weights)
     model.transformer.wte.weight = model.lm_head.weight
     model = lightning.setup(torch.compile(model))
@@ -200,7 +200,7 @@ def bigtrain(name: str, folder: Path, out: Path) -> list[str]:
         "-m", "bigtrain", "train", "recipe=smoke", "engine=local", f"run.dir={out.parent / 'run'}", "seed=0",
         "model=toy", "model.preset=null", f"model.path={folder}",
         "data._target_=_same.data", f"data.size={name}", f"data.sequence_length={size.length}",
-        "optimizer=adamw", f"optimizer.lr={LR}", f"optimizer.betas={list(BETAS)}".replace(" ", ""), "optimizer.decay_all=true",
+        "optimizer=adamw", f"optimizer.lr={LR}", f"optimizer.betas={list(BETAS)}", "optimizer.decay_all=true",
         f"optimizer.weight_decay={DECAY}", f"optimizer.eps={EPS}", "schedule=constant", "schedule.warmup_steps=0",
         f"trainer.global_batch_size={size.batch}", f"trainer.micro_batch_size={size.batch}",
         f"trainer.max_steps={size.steps}", "trainer.log_every=1", "trainer.eval_every=null",

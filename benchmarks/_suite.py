@@ -82,7 +82,7 @@ class Suite:
             write_json(chosen.out, result)
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """A process that was to measure something ended with an error; the message is its last line."""
 
 
@@ -90,7 +90,7 @@ def process(command: Sequence[str], threads: int | None = None, **variables: str
     """Run one process, with this checkout's bigtrain and benchmarks on its path; its standard output.
 
     Raises:
-        Failed: it ended with an error.
+        FailedError: it ended with an error.
     """
     path = [str(ROOT), str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
     wanted = {"PYTHONPATH": os.pathsep.join(path), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -100,7 +100,7 @@ def process(command: Sequence[str], threads: int | None = None, **variables: str
         [sys.executable, *command], env=os.environ | wanted | variables, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise Failed((done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}").splitlines()[-1])
+        raise FailedError((done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}").splitlines()[-1])
     return done.stdout
 
 
@@ -121,7 +121,7 @@ def in_turn(
             say(f"round {number + 1} of {rounds}: {case}")
             try:
                 found[case].append(cases[case]())
-            except Failed as error:
+            except FailedError as error:
                 notes.append(f"{case} is left out: {error}")
                 del found[case]
     return found

@@ -2,10 +2,10 @@
 
     python benchmarks/checkpoint.py --out benchmarks/results/checkpoint.json
 
-The same tensors (weights and AdamW's two moments, fp32) through the run's own saver, `torch.save` (flushed to the disk,
-as bigtrain's is), and `torch.distributed.checkpoint`'s `save` and `async_save`. A round is a process each: one save that
+The same tensors (weights and AdamW's two moments, fp32) through the run's own saver, `torch.save`, flushed to the disk
+as bigtrain's is, and `torch.distributed.checkpoint`'s `save` and `async_save`. A round is a process each: one save that
 does not count (folders, thread pools, staging buffers), then one that does. `blocked` ends when training may go on,
-`durable` when everything is flushed to the disk; bigtrain has then also read it back and compared its checksums.
+`durable` when all is flushed to the disk; bigtrain has then also read it back and compared its checksums.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ def flush(folder: Path) -> None:
 
 def bigtrain(state: dict[str, Any], folder: Path) -> tuple[Callable[[int], Callable[[], None]], Callable[[int], None]]:
     """Its own format, by the functions that the loop calls."""
+    from bigtrain.checkpoint.background import Background
     from bigtrain.checkpoint.find import find
     from bigtrain.checkpoint.fragments import Fragment
     from bigtrain.checkpoint.load import load
-    from bigtrain.checkpoint.save import save
     from bigtrain.distributed import setup
 
-    ranks = setup("cpu")
+    ranks, background = setup("cpu"), Background()
     fragments = [
         Fragment(name, kinds["weight"].shape, 0, kinds["weight"].numel(), kinds) for name, kinds in state.items()
     ]
 
     def write(step: int) -> Callable[[], None]:
-        save(folder, step, fragments, {"loop": {}}, {}, ranks)
-        return lambda: None
+        background.save(folder, step, fragments, {"loop": {}}, {}, ranks)
+        return background.wait
 
     def read(step: int) -> None:
         found = find(folder, print)

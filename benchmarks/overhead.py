@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from _suite import MS, Failed, Measured, Suite, in_turn, metric, process
+from _suite import MS, FailedError, Measured, Suite, in_turn, metric, process
 
 WINDOW, LOG_EVERY = 100, 10
 NAMES = {"raw": "raw loop", "bigtrain": "bigtrain", "hf_trainer": "HF Trainer", "bare": "bare loop"}
@@ -202,7 +202,7 @@ def run_side(side: str, root: Path, steps: int) -> dict[str, float]:
         stamps = [json.loads(line) for line in (work / "clock.jsonl").read_text().splitlines()]
     stamps = list({step: (cpu, wall) for step, cpu, wall in stamps}.values())  # the last log of the run may come twice
     if len(stamps) != steps // WINDOW:
-        raise Failed(f"{len(stamps)} windows of {steps // WINDOW}")
+        raise FailedError(f"{len(stamps)} windows of {steps // WINDOW}")
     counted = list(pairwise(stamps)) or [((0.0, 0.0), stamps[0])]
     cpu, wall = (sorted((b[i] - a[i]) / WINDOW for a, b in counted)[(len(counted) - 1) // 4] for i in (0, 1))
     return {"CPU a step": cpu, "step": wall}

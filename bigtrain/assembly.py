@@ -206,20 +206,23 @@ def state_of(data: Any) -> Any:
 
 
 class Saver:
-    """Writes the checkpoints of a run."""
+    """Writes the checkpoints of a run; training goes on meanwhile, where the host has room for a copy."""
 
     def __init__(
         self, config: RunConfig, engine: Engine, ranks: Ranks, data: Any, parent: Checkpoint | None
     ):  # fmt: skip
+        from bigtrain.checkpoint.background import Background
+
         self._config, self._engine, self._ranks, self._data = config, engine, ranks, data
+        self._background = Background()
         self._parent = parent.path.name if parent else None
 
     def __call__(self, state: State, held_out: float | None) -> None:
         """Write one; see `bigtrain.trainer.Job.save`."""
-        from bigtrain.checkpoint.save import save
+        from bigtrain.checkpoint import find
         from bigtrain.distributed import rng_state
 
-        path = save(
+        self._background.save(
             self._config.run.dir or "",
             state.step,
             self._engine.fragments(),
@@ -232,7 +235,11 @@ class Saver:
             engine=self._engine.name,
             parent=self._parent,
         )
-        self._parent = path.name
+        self._parent = find.name(state.step)
+
+    def wait(self) -> None:
+        """Until the last one is a checkpoint."""
+        self._background.wait()
 
 
 def meters(config: RunConfig, engine: Engine, ranks: Ranks) -> Meters:
@@ -322,6 +329,7 @@ def run_loop(
     from bigtrain.trainer import Job, fit
 
     config, ranks = parts.config, parts.ranks
+    saver = Saver(config, parts.engine, ranks, state_of(parts.data), parts.checkpoint)
     job = Job(
         engine=parts.engine,
         objective=parts.objective,
@@ -332,7 +340,7 @@ def run_loop(
         total_steps=parts.steps,
         meters=meters(config, parts.engine, ranks),
         log=log,
-        save=Saver(config, parts.engine, ranks, state_of(parts.data), parts.checkpoint),
+        save=saver,
         save_every=config.checkpoint.every,
         stepped=stepped,
         range_test=config.schedule["_target_"] == RANGE_TEST,
@@ -343,4 +351,7 @@ def run_loop(
     if parts.rng is not None:
         set_rng_state(parts.rng)
     with stop.deferred():
-        return fit(job, parts.state, stop)
+        try:
+            return fit(job, parts.state, stop)
+        finally:
+            saver.wait()

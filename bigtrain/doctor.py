@@ -66,7 +66,7 @@ def python() -> Iterable[Finding]:
 def machine() -> Iterable[Finding]:
     """Processor and memory, as far as this process may use them."""
     yield Finding("CPU", "ok", f"{environment.usable_cores()} cores, {environment.cpu_model()}")
-    total, free = environment.memory_bytes(), _available_memory()
+    total, free = environment.memory_bytes(), environment.free_memory_bytes() or None
     status: Status = "warn" if total is not None and total < 4 * 2**30 else "ok"
     mend = (
         "the quickstart needs about 4 GiB; lower trainer.micro_batch_size or launcher.processes"
@@ -74,13 +74,6 @@ def machine() -> Iterable[Finding]:
         else ""
     )
     yield Finding("memory", status, f"{size(total)}, {size(free)} of it free", mend)
-
-
-def _available_memory() -> int | None:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def disk() -> Iterable[Finding]:

@@ -140,6 +140,23 @@ def memory_bytes() -> int | None:
         return total
 
 
+def free_memory_bytes() -> int:
+    """Memory to be had without swapping: the machine's, or what a container's limit leaves (cgroup 2). 0: unknown.
+
+    Files that the container has read and written count as taken there, so that it is rather too little.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 0
+    try:
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no container, or "max": none of its own
+        return free
+    return min(free, limit - used)
+
+
 def devices() -> list[dict[str, Any]]:
     """GPUs as `{"name", "memory_bytes", …}`: from torch where this process has it already, else from nvidia-smi."""
     torch = sys.modules.get("torch")
