@@ -43,12 +43,12 @@ def short(value: float) -> str:
 
 
 def figure(values: Sequence[float]) -> Figure:
-    """The median of the rounds, with Student's interval about it."""
+    """The median of the rounds, with Student's interval about it: a median errs sqrt(pi / 2) times as far as a mean."""
     median = statistics.median(values)
     if len(values) < 2:
         return Figure(median, -math.inf, math.inf)
     t = T_975[len(values) - 2] if len(values) - 2 < len(T_975) else 2.0
-    half = t * statistics.stdev(values) / math.sqrt(len(values))
+    half = t * statistics.stdev(values) * math.sqrt(math.pi / 2 / len(values))
     return Figure(median, median - half, median + half)
 
 

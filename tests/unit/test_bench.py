@@ -31,13 +31,13 @@ def result(ours=(1.0, 1.1, 0.9), theirs=(2.0, 2.2, 1.8), cpu="one", better="lowe
     }  # fmt: skip
 
 
-def test_an_interval_holds_the_mean_as_often_as_it_says():
+def test_an_interval_holds_the_truth_as_often_as_it_says():
     import random
 
     draw = random.Random(0)
     rounds = [[draw.gauss(10, 2) for _ in range(5)] for _ in range(2000)]
     inside = sum(found.low <= 10 <= found.high for found in map(figure, rounds))
-    assert 0.93 < inside / len(rounds) < 0.98
+    assert 0.94 < inside / len(rounds) < 0.99
     assert figure([3.0]).low == -float("inf")  # one round says nothing of its spread
 
 
@@ -63,7 +63,7 @@ def test_only_what_lies_outside_of_both_intervals_has_become_worse():
     assert regressions(result(), result()) == []
     assert regressions(result(ours=(1.2, 1.0, 1.1)), result()) == []  # noise
     slower = result(ours=(2.0, 2.1, 2.05))
-    assert [line for line in regressions(slower, result()) if "bigtrain: step was 1,000 ± 248" in line]
+    assert [line for line in regressions(slower, result()) if "bigtrain: step was 1,000 ± 311" in line]
 
 
 def test_faster_is_no_regression_and_higher_may_be_better():
@@ -85,7 +85,7 @@ def test_times_of_another_machine_are_not_compared_but_ratios_are():
 def test_the_page_and_the_picture_come_from_the_json_alone(tmp_path):
     plain = json.loads(json.dumps(result()))
     page = markdown(plain)
-    assert "| bigtrain |      3 |  1,000 ± 248 |" in page
+    assert "| bigtrain |      3 |         1,000 ± 311 |" in page
     assert "(2.00×)" in page and "- third is not installed" in page and "not measured" in page
     assert "busy" not in page
     plain["load_average"][0][0] = 7.0
@@ -183,6 +183,6 @@ def test_a_regression_is_exit_1(capsys, monkeypatch, tmp_path):
     (tmp_path / "old" / "peers.json").write_text(json.dumps(result()))
     assert main(["bench", "peers", "--out", str(tmp_path), "--against", str(tmp_path / "old")]) == 1
     said = capsys.readouterr()
-    assert "regression: peers: tiny, bigtrain: step was 1,000 ± 248 ms and is 2,050" in said.err
+    assert "regression: peers: tiny, bigtrain: step was 1,000 ± 311 ms and is 2,050" in said.err
     assert "figures and ratios" in said.out
     assert main(["bench", "peers", "--out", str(tmp_path), "--against", str(tmp_path)]) == 0  # what was just written
