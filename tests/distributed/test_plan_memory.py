@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from plan_memory import cases, measured, planned
+
+from bigtrain.config.compose import compose
+from bigtrain.plan.decoder import counts
+from bigtrain.plan.subject import shape_of
 
 KINDS = [
     {"family": "GPT-2", "engine": "torch", "checkpointing": "none", "precision": "fp32"},
@@ -20,7 +22,11 @@ KINDS = [
 
 
 def test_the_peak_is_the_planned_one() -> None:
-    grid = [words for told, words in cases(64, 8, 1, "cpu") if told in KINDS]
+    grid = [(told, words) for told, words in cases(64, 8, 1, "cpu") if told in KINDS]
     assert len(grid) == len(KINDS)
-    for words, peak in zip(grid, measured(grid, 1), strict=True):
-        assert planned(words, 1) == pytest.approx(peak, rel=0.04), words
+    for (told, words), peak in zip(grid, measured([words for _, words in grid], 1), strict=True):
+        shape = shape_of(compose(words).config)
+        assert shape is not None
+        # Now and then gloo still holds the gradients of the step before, which were sent: on a busy machine.
+        sent = 0 if told["engine"] == "torch" else 4 * counts(shape).total
+        assert 0.97 * peak - sent <= planned(words, 1) <= 1.04 * peak, words
