@@ -185,7 +185,8 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
                 f"{config.trainer.early_stopping.metric}"
             )
         engine.close()
-        if ranks.first and hasattr(engine.model, "shape"):
+        known = config.hardware is not None or engine.device.type == "cuda"
+        if ranks.first and known and hasattr(engine.model, "shape"):
             _against_plan(config, engine, ranks)
         if ranks.first:
             finish(config, run_dir, finished)
@@ -234,6 +235,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         die_with_parent()
     stop_while_starting(lambda: _stopped(words))
     code = guarded(_reporting if "--report" in words else _straight, words)
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # all is done: a launcher that ends the others changes nothing now
+        signal.signal(number, signal.SIG_IGN)
     sys.stdout.flush()
     sys.stderr.flush()
     return code
