@@ -6,10 +6,11 @@
 DE_EN_TXT is the dictionary of TU Chemnitz (GPL, never shipped here): a line is `German :: English`, both sides hold as
 many variants, split by `|`, and a variant holds synonyms, split by `;`. {m}, [geogr.], (comments), <spellings> and
 /ABBR/ are annotations. `prepare` writes all sentence pairs as `German<TAB>English`, and beside them what a model is
-given: PAIRS.train.tsv and PAIRS.held_out.tsv, with the look-up's draft behind the German (`German = draft`), so that
-the model knows every word that the look-up knows (as arXiv:1606.02006 gives a model a dictionary's probabilities). The
-sentences are in the training rows twice, the dictionary's phrases once. `score` prints one line of JSON with the
-look-up's BLEU and chrF on the held-out sentences.
+given: PAIRS.train.tsv and PAIRS.held_out.tsv, with a draft behind the German (`German = draft`): the look-up's, with
+the dictionary's phrases where they are known, so that the model knows all that the dictionary knows (as
+arXiv:1606.02006 gives a model a dictionary's probabilities). The sentences are in the training rows twice, the
+dictionary's phrases once. `score` prints one line of JSON with the BLEU and chrF of the word-by-word look-up on the
+held-out sentences, and the draft's BLEU.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 HELD_OUT = 20
@@ -34,6 +36,9 @@ PLACEHOLDER = re.compile(r"\b(jdn?|jdm|jds|etw|sb|sth)\b")
 DROPPED_DE = re.compile(r"^(?:(?:jdn|jdm|jds|etw)\.[ /]*|(?:sich|der|die|das|ein|eine|ich|du|er|sie|es|wir|ihr)[ /]+)+")
 DROPPED_EN = re.compile(r"^(?:(?:to|the|an?|I|you|he|she|it|we|they)[ /]+)+|[ /]*\b(?:sb|sth)\.(?:’s)?")
 SUFFIXES = ("e", "n", "s", "t", "en", "er", "es", "em", "st", "te", "ten", "est", "ens", "ete", "eten", "ern")
+LONGEST = 7
+"""Words of a phrase that is looked up."""
+
 ARTICLES = {"am": "on the", "beim": "at the", "dem": "the", "den": "the", "des": "of the", "im": "in the"}
 ARTICLES |= {"vom": "from the", "zum": "to the", "zur": "to the"}
 """What the dictionary lists as pronouns, or not at all."""
@@ -84,11 +89,16 @@ def phrases(lines: Iterable[str], sentences: Iterable[Pair]) -> list[Pair]:
     )
     for de, en in variants(lines):
         names = {"de" + letters(de), "en" + letters(en)}
-        plain = not re.search("[/…]", de + en) and not PLACEHOLDER.search(f"{de} {en}")
-        if plain and len(de.split()) >= 3 and len(en.split()) <= 2 * len(de.split()) + 2 and not names & seen:
+        if plain(de, en) and len(de.split()) >= 3 and not names & seen:
             seen |= names
             found.append((de, en))
     return found
+
+
+def plain(german: str, english: str) -> bool:
+    """Whether a pair has no choices (a/b), no omissions (…), no placeholders, and a translation of a usual length."""
+    short = len(english.split()) <= 2 * len(german.split()) + 2
+    return short and not re.search("[/…]", german + english) and not PLACEHOLDER.search(f"{german} {english}")
 
 
 def letters(text: str) -> str:
@@ -102,20 +112,29 @@ def held_out(german: str) -> bool:
 
 
 class Dictionary:
-    """Single German words with a translation each: of the shortest ones that whose words English uses most."""
+    """Single German words, and phrases of 2 to 7 words, with a translation each."""
 
     def __init__(self, lines: Iterable[str]) -> None:
-        """Reads the entries whose German side is one word, apart from articles, pronouns and placeholders. How often
-        English uses a word is counted in all entries but the sentences that are held out."""
+        """Reads the entries that are no sentences. Words: those whose German side is one word, apart from articles,
+        pronouns and placeholders; of the shortest translations the one whose words English uses most, counted in all
+        entries but the sentences that are held out. Phrases: the first translation of each; no words of a sentence
+        that is held out."""
+        lines = list(lines)
+        apart = {letters(text) for pair in sentence_pairs(lines) if held_out(pair[0]) for text in pair}
         used: Counter[str] = Counter()
         choices: dict[str, set[str]] = defaultdict(set)
+        self.phrases: dict[tuple[str, ...], str] = {}
         for de, en in variants(lines):
-            if SENTENCE.fullmatch(en) and held_out(de):
+            full = SENTENCE.fullmatch(en)
+            if full and held_out(de):
                 continue
             used.update(WORD.findall(en.lower()))
             word, translation = DROPPED_DE.sub("", de), " ".join(DROPPED_EN.sub("", en).split()) or en
             if WORD.fullmatch(word) and len(translation.split()) <= 3:
                 choices[word].add(translation)
+            parts = tuple(WORD.findall(de.lower()))
+            if not full and plain(de, en) and 2 <= len(parts) <= LONGEST and not {letters(de), letters(en)} & apart:
+                self.phrases.setdefault(parts, en)
 
         def rank(english: str) -> tuple[int, int, str]:
             return (
@@ -126,16 +145,36 @@ class Dictionary:
 
         self.words = {word: min(of, key=rank) for word, of in choices.items()} | ARTICLES
 
-    def translate(self, sentence: str) -> str:
-        """Word by word, all other signs left where they are; a word that is not found stays as it is."""
+    def translate(self, sentence: str, phrases: bool = False) -> str:
+        """Word by word, all other signs left where they are; a word that is not found stays as it is. With `phrases`,
+        the longest phrase that begins at a word goes before the word, but none that is all of the sentence: then it
+        would be the answer, and a model would learn to copy."""
         german = sentence[:1].lower() + sentence[1:]
         first = WORD.match(german)  # a word in lower case rather than a noun: it stands at the beginning
-        english = WORD.sub(self._word, german if first and first[0] in self.words else sentence)
+        german = german if first and first[0] in self.words else sentence
+        found = list(WORD.finditer(german))
+        english, at, end = "", 0, 0
+        while at < len(found):
+            long = self._phrase(german, found, at) if phrases else 1
+            first_word, last_word = found[at], found[at + long - 1]
+            parts = tuple(each[0].lower() for each in found[at : at + long])
+            english += german[end : first_word.start()] + (self.phrases[parts] if long > 1 else self._word(first_word))
+            at, end = at + long, last_word.end()
+        english += german[end:]
         return english[:1].upper() + english[1:]
+
+    def _phrase(self, german: str, found: list[re.Match[str]], at: int) -> int:
+        """How many words the longest phrase from word `at` on has, nothing but blanks between them; 1: none."""
+        for long in range(min(LONGEST, len(found) - at, len(found) - 1), 1, -1):
+            words = found[at : at + long]
+            unbroken = all(german[one.end() : two.start()] == " " for one, two in pairwise(words))
+            if unbroken and tuple(each[0].lower() for each in words) in self.phrases:
+                return long
+        return 1
 
     def drafted(self, pairs: Iterable[Pair]) -> list[Pair]:
         """The pairs with a draft behind the German."""
-        return [(f"{german} = {self.translate(german)}", english) for german, english in pairs]
+        return [(f"{german} = {self.translate(german, phrases=True)}", english) for german, english in pairs]
 
     def _word(self, found: re.Match[str]) -> str:
         """As it is written, in lower case, as a noun; without an ending of inflection; then as an infinitive too."""
@@ -149,15 +188,15 @@ class Dictionary:
         return german
 
 
-def score(dictionary: Dictionary, pairs: Iterable[Pair]) -> dict[str, float]:
-    """`{"bleu", "chrf", "pairs"}` of the look-up, as sacrebleu has them."""
+def score(dictionary: Dictionary, pairs: list[Pair]) -> dict[str, float]:
+    """`{"bleu", "chrf", "pairs"}` of the look-up, as sacrebleu has them, and `draft_bleu` with phrases."""
     from bigtrain.text_metrics import Bleu, ChrF
 
-    translated = [(dictionary.translate(de), [en]) for de, en in pairs]
-    found: dict[str, float] = {}
-    for metric in (Bleu(), ChrF()):
-        found |= metric.score(sum(metric.statistics(*sample) for sample in translated))
-    return found | {"pairs": len(translated)}
+    def of(metric: Bleu | ChrF, phrases: bool) -> dict[str, float]:
+        return metric.score(sum(metric.statistics(dictionary.translate(de, phrases), [en]) for de, en in pairs))
+
+    draft = {"draft_bleu": of(Bleu(), True)["bleu"]}
+    return of(Bleu(), False) | of(ChrF(), False) | draft | {"pairs": len(pairs)}
 
 
 def read_pairs(path: Path) -> list[Pair]:

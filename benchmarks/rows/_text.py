@@ -209,7 +209,7 @@ def translation(row: Row) -> dict[str, Any]:
         "run", "recipe=chatbot/lstm", f"data.path={pairs.with_suffix('.train.tsv')}",
         f"data.eval_path={pairs.with_suffix('.held_out.tsv')}", "data.columns=[source,target]", "data.vocab_size=5000",
         "data.sequence_length=96", "model.dropout=0.3", "model.word_dropout=0.05", "model.word_shuffle=0",
-        "model.lexical=true", "objective.label_smoothing=0.1", "trainer.epochs=7", "trainer.global_batch_size=64",
+        "model.lexical=true", "objective.label_smoothing=0.1", "trainer.epochs=10", "trainer.global_batch_size=64",
         "trainer.micro_batch_size=64", "trainer.eval_every=1000", "schedule.warmup_steps=300",
         "launcher.cpu_processes=1",
     )  # fmt: skip
@@ -275,7 +275,7 @@ def chat_tuning(row: Row) -> dict[str, Any]:
         "recipe=finetune/llama_lora", f"data.path={row.data}/chat", f"model.path={row.data}/smollm2",
         "data.sequence_length=256", "data.held_out=0.1", "engine=local", "precision=fp32",
         "trainer.activation_checkpointing=none", "trainer.global_batch_size=8", "trainer.micro_batch_size=4",
-        "trainer.eval_every=100", "launcher.cpu_processes=1",
+        "trainer.eval_every=25", "launcher.cpu_processes=1",
     )  # fmt: skip
     book = row.folder / "moby-dick.txt"
     book.write_text((row.data / "moby-dick" / "moby-dick.txt").read_text(encoding="utf-8")[:100_000], encoding="utf-8")

@@ -116,3 +116,29 @@ def test_commands(tmp_path: Path) -> None:
     assert scored["pairs"] == len(apart)
     assert 25 < scored["bleu"] < 75  # all words but "steht", which it does not know
     assert scored["chrf"] > scored["bleu"]
+
+
+def test_a_draft_has_the_longest_phrase_that_is_not_all_of_the_text() -> None:
+    looked_up = Dictionary(
+        [
+            *LINES,
+            "der :: the",
+            "Hund {m} :: dog",
+            "auf Trab halten :: to keep busy",
+            "Trab {m} :: trot",
+            "der Hund auf Trab :: hound at a trot",
+        ]
+    )
+    draft = looked_up.translate("Der Hund auf Trab", phrases=True)
+    assert draft == "The dog auf trot"  # all of it is a phrase: no draft is the answer
+    assert looked_up.translate("Der Hund auf Trab halten das Gras.", phrases=True).startswith("Hound at a trot")
+    assert looked_up.translate("Das Gras auf Trab, halten!", phrases=True) == "The Gras auf trot, halten!"
+    assert looked_up.translate("Auf Trab halten und", phrases=True) == "To keep busy and"
+    assert looked_up.translate("Auf Trab halten und") == "Auf trot halten and"
+
+
+def test_no_phrase_of_a_held_out_sentence_is_looked_up() -> None:
+    apart = next(text for number in range(1000) if held_out(text := f"Der Hund Nummer {number} schläft tief und fest."))
+    bare = apart.rstrip(".")
+    looked_up = Dictionary([f"{apart} :: The dog is asleep.", f"{bare} :: the dog sleeps", "Hund :: dog"])
+    assert not looked_up.phrases
