@@ -18,6 +18,8 @@ from _suite import SECONDS, Measured, Suite, in_turn, last_json, metric, process
 
 CLOCK = "import json, time; print(json.dumps({'CPU': time.process_time(), 'wall': time.perf_counter() - began}))"
 BUILT = """
+from bigtrain import garbage
+garbage.hold()
 import os
 from pathlib import Path
 from bigtrain.config.compose import compose
@@ -28,6 +30,7 @@ from bigtrain import distributed
 config = compose({words}).config
 ranks = distributed.setup("cpu")
 schedule, objective = check_parts(config)
+garbage.started()
 assemble(config, ranks, prepared_data(config), schedule, objective)
 """
 

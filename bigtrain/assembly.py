@@ -324,6 +324,7 @@ def run_loop(
     parts: Assembly, stop: Stop, log: Callable[[int, Split, Numbers], None], stepped: Callable[[int], None]
 ) -> bool:
     """Train to the end, the state of `parts` moving along; False where it was stopped on request."""
+    from bigtrain import garbage
     from bigtrain.distributed import seed_all, set_rng_state
     from bigtrain.optim import RANGE_TEST
     from bigtrain.trainer import Job, fit
@@ -350,7 +351,7 @@ def run_loop(
     seed_all(config.seed, ranks.rank // config.engine.tensor_parallel)
     if parts.rng is not None:
         set_rng_state(parts.rng)
-    with stop.deferred():
+    with stop.deferred(), garbage.held():
         try:
             return fit(job, parts.state, stop)
         finally:

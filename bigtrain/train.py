@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from bigtrain import garbage
 from bigtrain.config.compose import PENDING, Composed, compose, freeze, load_frozen, load_run
 from bigtrain.config.rules import replicas
 from bigtrain.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER, RunError, UserError, guarded
@@ -153,6 +154,7 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
             say(note)
 
         schedule, objective = check_parts(config)
+        garbage.started()
         data = prepared_data(config)
         parts = assemble(config, ranks, data, schedule, objective)
         engine, state, steps = parts.engine, parts.state, parts.steps
@@ -229,6 +231,7 @@ def _against_plan(config: RunConfig, engine: Engine, ranks: Ranks) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The worker's command line."""
+    garbage.hold()
     words = list(sys.argv[1:] if argv is None else argv)
     sys.stdout = GoneReader(sys.stdout)
     if "--run-dir" in words:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from bigtrain import garbage
 from bigtrain.config.metrics import WAYS
 from bigtrain.config.schema import EarlyStopping, Trainer
 from bigtrain.distributed import Ranks, max_over_ranks, sum_on_hosts, sum_over_ranks
@@ -178,6 +179,7 @@ def fit(job: Job, state: State, stop: Stop) -> bool:
         state.step, state.position, state.tokens = state.step + 1, position, state.tokens + targets
         meters.step(targets)
         job.stepped(state.step)
+        garbage.collect(state.step)
         finished = state.step >= job.total_steps
 
         if state.step % settings.log_every == 0 or finished or state.step == 1:
