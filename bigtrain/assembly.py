@@ -108,11 +108,13 @@ def prepared_data(config: RunConfig) -> Any:
     What can be known of the model before that is refused before that.
     """
     from bigtrain.checkpoint.find import find
+    from bigtrain.checkpoint.first_weights import check_named
     from bigtrain.distributed import run_on_first
     from bigtrain.models.beforehand import check_beforehand
     from bigtrain.telemetry.progress import say
 
     data = build(config.data, "data")
+    run_on_first(lambda: check_named(config.checkpoint.weights_from, config.run.dir or ""))
     run_on_first(lambda: check_beforehand(config.model, getattr(data, "shape", None)))
     if hasattr(data, "resume"):
         found = run_on_first(lambda: find(config.run.dir or "", lambda text: None))
@@ -177,6 +179,7 @@ def resume(
 ) -> tuple[State, Checkpoint | None, dict[str, Any] | None]:
     """Put the engine where the newest intact checkpoint left it; the loop's state, and this rank's random states."""
     from bigtrain.checkpoint.find import find
+    from bigtrain.checkpoint.first_weights import check_tokenizer, first_weights
     from bigtrain.checkpoint.load import load
     from bigtrain.data.resuming import texts
     from bigtrain.distributed import run_on_first
@@ -185,6 +188,13 @@ def resume(
 
     found = run_on_first(lambda: find(config.run.dir or "", say))
     if found is None:
+        first = run_on_first(lambda: first_weights(config.checkpoint.weights_from, say))
+        if first is not None:
+            run_on_first(lambda: check_tokenizer(first, getattr(data, "tokenizer_path", None)))
+            load(first, engine.fragments(), ranks, weights_only=True)
+            engine.loaded()
+            if ranks.first:
+                say(f"starting from the weights of {first.path}")
         return State(), None, None
     now, then = texts(state_of(data)), texts(found.manifest.state.get("data"))
     if now != then and not (isinstance(now, dict) and isinstance(then, dict)):  # of these `data.resume` was told

@@ -9,7 +9,7 @@ many variants, split by `|`, and a variant holds synonyms, split by `;`. {m}, [g
 given: PAIRS.train.tsv and PAIRS.held_out.tsv, with a draft behind the German (`German = draft`): the look-up's, with
 the dictionary's phrases where they are known, so that the model knows all that the dictionary knows (as
 arXiv:1606.02006 gives a model a dictionary's probabilities). The training rows are the sentences and the dictionary's
-phrases. `score` prints one line of JSON with the BLEU and chrF of the word-by-word look-up on the held-out sentences,
+phrases; PAIRS.sentences.tsv has the sentences alone. `score` prints one line of JSON with the BLEU and chrF of the word-by-word look-up on the held-out sentences,
 and the draft's BLEU.
 """
 
@@ -224,7 +224,9 @@ def main() -> None:
     train, apart = ([pair for pair in pairs if held_out(pair[0]) is out] for out in (False, True))
     others = phrases(lines, pairs)
     write_pairs(given.pairs, pairs)
-    write_pairs(given.pairs.with_suffix(".train.tsv"), dictionary.drafted([*train, *others]))
+    drafted = dictionary.drafted(train)
+    write_pairs(given.pairs.with_suffix(".train.tsv"), [*drafted, *dictionary.drafted(others)])
+    write_pairs(given.pairs.with_suffix(".sentences.tsv"), drafted)
     write_pairs(given.pairs.with_suffix(".held_out.tsv"), dictionary.drafted(apart))
     counted = {"pairs": pairs, "train": train, "phrases": others, "held_out": apart}
     print(json.dumps({name: len(each) for name, each in counted.items()}))

@@ -125,6 +125,8 @@ class Checkpoint:
     """How many; null: all."""
     keep_best: int = 0
     """Beside them, the ones with the lowest held-out loss."""
+    weights_from: str | None = None
+    """A run folder or a checkpoint of the same model: a new run begins with its weights."""
 
 
 @dataclass(slots=True)
