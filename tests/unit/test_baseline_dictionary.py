@@ -105,10 +105,11 @@ def test_commands(tmp_path: Path) -> None:
         return json.loads(found.stdout)  # type: ignore[no-any-return]
 
     counted = run("prepare", text, pairs)
-    train, apart = (read_pairs(tmp_path / f"pairs.{name}.tsv") for name in ("train", "held_out"))
-    plain = [(drafted.split(" = ")[0], english) for drafted, english in [*train[: len(train) // 2], *apart]]
-    assert sorted(plain) == sorted(read_pairs(pairs)) and train[: len(train) // 2] == train[len(train) // 2 :]
-    assert counted == {"pairs": 107, "train": len(train) // 2, "phrases": 0, "held_out": len(apart)}
+    names = ("train", "sentences", "held_out")
+    train, sentences, apart = (read_pairs(tmp_path / f"pairs.{name}.tsv") for name in names)
+    plain = [(drafted.split(" = ")[0], english) for drafted, english in [*sentences, *apart]]
+    assert sorted(plain) == sorted(read_pairs(pairs)) and train == sentences  # no phrases here
+    assert counted == {"pairs": 107, "train": len(train), "phrases": 0, "held_out": len(apart)}
     assert apart and not {de for de, _ in train} & {de for de, _ in apart}
     look_up = Dictionary(text.read_text().splitlines())
     assert all(drafted.endswith(f" = {look_up.translate(drafted.split(' = ')[0])}") for drafted, _ in [*train, *apart])
