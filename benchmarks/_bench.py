@@ -71,7 +71,7 @@ def bench(names: Sequence[str], out: Path | None, against: Path | None, rounds: 
     before = baselines(against, names)
     out = out or ROOT / "benchmarks" / "results"
     worse: list[str] = []
-    pages, results = [], {}
+    results = {}
     for number, name in enumerate(names):
         began = time.monotonic()
 
@@ -80,19 +80,23 @@ def bench(names: Sequence[str], out: Path | None, against: Path | None, rounds: 
 
         result = results[name] = suite(name).run(rounds, small, say)
         write_json(out / f"{name}.json", result)
-        page = page_of(result, out)
-        print(page, flush=True)
-        pages.append(page)
+        print(page_of(result, out), flush=True)
         if name in before:
             print(comparison(result, before[name]))
             worse += regressions(result, before[name])
-    (out / PAGE).write_text("\n".join(pages), encoding="utf-8")
+    write_pages(out)
     if out == ROOT / "benchmarks" / "results":
         into_readme(results)
     for line in worse:
         print(f"regression: {line}", file=sys.stderr)
     print(out)
     return EXIT_FAILED if worse else EXIT_DONE
+
+
+def write_pages(out: Path) -> None:
+    """One page of every suite that has its figures there, of this run or of an earlier one."""
+    pages = [page_of(read(file), out) for name in SUITES if (file := out / f"{name}.json").is_file()]
+    (out / PAGE).write_text("\n".join(pages), encoding="utf-8")
 
 
 def page_of(result: Result, out: Path) -> str:

@@ -90,9 +90,9 @@ def picture(result: Result, file: Path) -> None:
 def _bars(axis: Any, group: str, metric: str, shown: dict[str, list[float]], told: dict[str, Any]) -> None:
     from statistics import median
 
-    for row, values in enumerate(shown.values()):
+    for row, (name, values) in enumerate(shown.items()):
         scaled = [value * told["scale"] for value in values]
-        axis.barh(row, median(scaled), color="#2a6f97" if row == 0 else "#a9b8c4", height=0.7)
+        axis.barh(row, median(scaled), color="#2a6f97" if name.startswith("bigtrain") else "#a9b8c4", height=0.7)
         axis.plot(scaled, [row] * len(scaled), ".", color="#1b1b1b", markersize=4)
     axis.set_yticks(range(len(shown)), list(shown), fontsize=8)
     axis.invert_yaxis()
