@@ -9,8 +9,8 @@ many variants, split by `|`, and a variant holds synonyms, split by `;`. {m}, [g
 given: PAIRS.train.tsv and PAIRS.held_out.tsv, with a draft behind the German (`German = draft`): the look-up's, with
 the dictionary's phrases where they are known, so that the model knows all that the dictionary knows (as
 arXiv:1606.02006 gives a model a dictionary's probabilities). The training rows are the sentences and the dictionary's
-phrases; PAIRS.sentences.tsv has the sentences alone. `score` prints one line of JSON with the BLEU and chrF of the word-by-word look-up on the held-out sentences,
-and the draft's BLEU.
+phrases; PAIRS.sentences.tsv has the sentences alone. `score` prints one line of JSON with the BLEU and chrF of the
+word-by-word look-up on the held-out sentences, and the draft's BLEU.
 """
 
 from __future__ import annotations
