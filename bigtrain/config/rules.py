@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 
 from bigtrain.config.launching import check_launcher, here, visible_gpus, world_size
 from bigtrain.config.metrics import WAYS
@@ -79,6 +79,12 @@ def _positive(config: RunConfig) -> None:
         "checkpoint.keep_best": config.checkpoint.keep_best,
         "trainer.loader_workers": trainer.loader_workers,
     }
+    if config.hardware is not None:
+        numbers = {f"hardware.{key}": value for key, value in asdict(config.hardware).items() if key != "name"}
+        at_least_one["hardware.gpus"] = numbers.pop("hardware.gpus")
+        not_below_zero["hardware.price"] = numbers.pop("hardware.price") or 0
+        peaks = numbers.pop("hardware.tflops").items()
+        above_zero |= numbers | {f"hardware.tflops.{precision}": peak for precision, peak in peaks}
     if config.profiler is not None:
         at_least_one |= {"profiler.start": config.profiler.start, "profiler.steps": config.profiler.steps}
     for key, count in not_below_zero.items():
