@@ -70,6 +70,10 @@ def bench(names: Sequence[str], out: Path | None, against: Path | None, rounds: 
     names = names or DEFAULT
     before = baselines(against, names)
     out = out or ROOT / "benchmarks" / "results"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be a folder: {error.strerror}.") from error
     worse: list[str] = []
     results = {}
     for number, name in enumerate(names):

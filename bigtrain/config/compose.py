@@ -346,8 +346,15 @@ def _go_on(
     raw = _plain(new)
     _one_end(raw, values)
     new_config = _filled(raw, composer.origin(overrides))
+    began = _filled(old)
+    first = new_config.checkpoint.weights_from
+    if "run.dir" in values and first != began.checkpoint.weights_from:
+        raise UserError(
+            f"checkpoint.weights_from={first}: the run in {new_config.run.dir} has begun already, with "
+            f"{began.checkpoint.weights_from or 'weights of its own'}. Start a new one in another run.dir="
+        )
     now = asdict(new_config)
-    changed = [f"changed since the run began: {line}" for line in _differences(asdict(_filled(old)), now)]
+    changed = [f"changed since the run began: {line}" for line in _differences(asdict(began), now)]
     kept = [
         f"kept from the run: {line.replace(' -> ', ' in the recipe, here ', 1)}"
         for line in (_differences(asdict(_filled(fresh)), now) if fresh else [])

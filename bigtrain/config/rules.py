@@ -96,6 +96,8 @@ def _positive(config: RunConfig) -> None:
     for key, number in above_zero.items():
         if number is not None and not number > 0:
             raise UserError(f"{key}={number}: it must be above 0 (null turns it off where it may be off).")
+    if config.hardware is not None and (most := max(config.hardware.products, config.hardware.attention)) > 1:
+        raise UserError(f"hardware.products and hardware.attention are parts of the peak, at most 1: not {most}.")
     if not 0 <= config.seed < 2**63:
         raise UserError(f"seed={config.seed}: it must be from 0 to 2^63 - 1.")
 

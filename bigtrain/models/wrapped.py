@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from bigtrain.errors import UserError
 from bigtrain.models.adapters import add_adapters
@@ -258,8 +259,12 @@ def _check_fit(hf: Any, path: str | None, vocab_size: int | None, sequence_lengt
 def _linear_head(hf: Any) -> bool:
     """Whether logits = last hidden states x head weight, found out on a few tokens rather than from a list of names.
 
-    Soft-capped, scaled or biased logits make it False. A `UserError` where a token sees the one after it.
+    Soft-capped, scaled or biased logits make it False. A `UserError` where a token sees the one after it. Without
+    memory (`bigtrain plan`) there is nothing to find out on: it is what its head looks like.
     """
+    if isinstance(hf.get_input_embeddings().weight, FakeTensor):
+        head = hf.get_output_embeddings()
+        return isinstance(head, nn.Linear) and head._parameters.get("bias") is None
     training = hf.training
     hf.eval()
     try:

@@ -30,6 +30,9 @@ def test_a_run_begins_with_the_weights_of_another_on_any_engine(bigtrain: Run, p
         assert lines[0]["loss"] == pytest.approx(reached, abs=1e-5)
         assert lines[-1]["loss"] < reached  # its own steps count from there
 
+    said = bigtrain("train", "run.dir=local", "checkpoint.weights_from=zero3", "trainer.max_steps=4", code=2).stderr
+    assert "the run in local has begun already, with first" in said and "Traceback" not in said
+
     shutil.rmtree(tmp_path / "first")  # a run that goes on does not need them any more
     done = bigtrain("train", "run.dir=local", "trainer.max_steps=4")
     assert "going on from local/checkpoints/step_00000003" in done.stdout

@@ -144,6 +144,7 @@ def test_memory_alone_where_no_hardware_is_said(capsys: pytest.CaptureFixture[st
         (["hardware=v100", "nodes=1"], "has no bf16: take precision=fp32 or fp16"),
         (["hardware=h100x8", "nodes=0"], "a number of nodes, at least 1"),
         (["hardware=h100x8", "hardware.price=-1"], "hardware.price=-1.0: it must be at least 0"),
+        (["hardware=h100x8", "hardware.products=7"], "are parts of the peak, at most 1: not 7.0"),
         (["hardware=h100x8", "hardware.gpus=0"], "hardware.gpus=0: it must be at least 1"),
         (["hardware=h100x8", "hardware.link=0"], "hardware.link=0.0: it must be above 0"),
         (["hardware=h100x8", "hardware.tflops={bf16: -3}"], "hardware.tflops.bf16=-3.0: it must be above 0"),

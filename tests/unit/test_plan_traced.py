@@ -51,6 +51,20 @@ def test_every_kind_of_recipe_is_planned_for_1_to_1024_ranks(recipe: str) -> Non
     assert needs == sorted(needs, reverse=True)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "{model_type: gpt2, n_layer: 1, n_head: 2, n_embd: 32}",
+        "{model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2}",
+    ],
+)
+def test_causal_models_of_transformers(family: str, precision: str) -> None:
+    words = ["recipe=smoke", "model=hugging_face", f"model.config={family}", f"precision={precision}"]
+    found = traced(compose([*words, "model.vocab_size=1024"]).config)
+    assert found.trained > 1024 * 32 and found.flops > 0 and found.kept > 0
+
+
 def test_checkpointing_keeps_less() -> None:
     words = ["recipe=pretrain/bert_base"]
     kinds = [compose([*words, f"trainer.activation_checkpointing={kind}"]).config for kind in ("none", "full")]
