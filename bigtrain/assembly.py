@@ -108,13 +108,13 @@ def prepared_data(config: RunConfig) -> Any:
     What can be known of the model before that is refused before that.
     """
     from bigtrain.checkpoint.find import find
-    from bigtrain.checkpoint.first_weights import check_named
     from bigtrain.distributed import run_on_first
     from bigtrain.models.beforehand import check_beforehand
     from bigtrain.telemetry.progress import say
 
     data = build(config.data, "data")
-    run_on_first(lambda: check_named(config.checkpoint.weights_from, config.run.dir or ""))
+    if (first := config.checkpoint.weights_from) is not None:
+        run_on_first(lambda: _check_first_weights(first, config.run.dir or ""))
     run_on_first(lambda: check_beforehand(config.model, getattr(data, "shape", None)))
     if hasattr(data, "resume"):
         found = run_on_first(lambda: find(config.run.dir or "", lambda text: None))
@@ -179,7 +179,6 @@ def resume(
 ) -> tuple[State, Checkpoint | None, dict[str, Any] | None]:
     """Put the engine where the newest intact checkpoint left it; the loop's state, and this rank's random states."""
     from bigtrain.checkpoint.find import find
-    from bigtrain.checkpoint.first_weights import check_tokenizer, first_weights
     from bigtrain.checkpoint.load import load
     from bigtrain.data.resuming import texts
     from bigtrain.distributed import run_on_first
@@ -188,13 +187,8 @@ def resume(
 
     found = run_on_first(lambda: find(config.run.dir or "", say))
     if found is None:
-        first = run_on_first(lambda: first_weights(config.checkpoint.weights_from, say))
-        if first is not None:
-            run_on_first(lambda: check_tokenizer(first, getattr(data, "tokenizer_path", None)))
-            load(first, engine.fragments(), ranks, weights_only=True)
-            engine.loaded()
-            if ranks.first:
-                say(f"starting from the weights of {first.path}")
+        if (first := config.checkpoint.weights_from) is not None:
+            _begin_with(first, engine, data, ranks)
         return State(), None, None
     now, then = texts(state_of(data)), texts(found.manifest.state.get("data"))
     if now != then and not (isinstance(now, dict) and isinstance(then, dict)):  # of these `data.resume` was told
@@ -208,6 +202,43 @@ def resume(
     if ranks.first:
         say(f"going on from {found.path}")
     return State.from_dict(state["loop"]), found, rng
+
+
+def _check_first_weights(path: str, run_dir: str) -> None:
+    """A `UserError` where there is no checkpoint to begin with; a run that goes on does not need it any more."""
+    from bigtrain.checkpoint.find import listed
+
+    if not listed(run_dir) and not listed(path):
+        raise UserError(f"checkpoint.weights_from={path} holds no checkpoint.")
+
+
+def _begin_with(path: str, engine: Engine, data: Any, ranks: Ranks) -> None:
+    """Put the weights of another run's newest intact checkpoint into the engine of a new run.
+
+    Where the data have other tokens than those weights were trained on, their embeddings would be those of other words.
+    """
+    from bigtrain.checkpoint.find import find
+    from bigtrain.checkpoint.load import load_first_weights
+    from bigtrain.data.tokenizer import equal
+    from bigtrain.distributed import run_on_first
+    from bigtrain.telemetry.progress import say
+
+    def choose() -> Checkpoint:
+        found = find(path, say)
+        assert found is not None, "looked at before the data were prepared"
+        theirs, here = found.path.parent.parent / "tokenizer", getattr(data, "tokenizer_path", None)
+        if here is not None and (theirs / "tokenizer.json").is_file() and not equal(theirs, here):
+            raise UserError(
+                f"checkpoint.weights_from: the data have other tokens than {found.path} was trained on. "
+                f"Set data.tokenizer={theirs}"
+            )
+        return found
+
+    checkpoint = run_on_first(choose)
+    load_first_weights(checkpoint, engine.fragments())
+    engine.loaded()
+    if ranks.first:
+        say(f"starting from the weights of {checkpoint.path}")
 
 
 def state_of(data: Any) -> Any:

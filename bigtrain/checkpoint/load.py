@@ -29,14 +29,11 @@ def load(
     ranks: Ranks,
     *,
     warn: Callable[[str], None] = lambda message: None,
-    weights_only: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Copy the elements that each of this rank's fragments holds into it, in place. All ranks call it.
 
     The fragments are `engine.fragments(checkpoint.stateful)`; `engine.loaded()` comes next. Numbers in `Fragment.extra`
     are set in that dict, from where the engine takes them.
-
-    With `weights_only` the fragments are `engine.fragments()` of an engine that has not stepped: a new run begins.
 
     Returns the `state` that was saved, and this rank's random states: None (said through `warn`) where the number of
     ranks is another.
@@ -44,17 +41,35 @@ def load(
     Raises UserError, the same on all ranks and before anything is copied, where the model or its optimizer is another
     one than the checkpoint's: names that either lacks, other shapes.
     """
-    table, what = checkpoint.manifest, f"Cannot {'start' if weights_only else 'go on'} from {checkpoint.path}: "
+    table = checkpoint.manifest
+    same_ranks = ranks.world_size == table.world_size
+    what = f"Cannot go on from {checkpoint.path}: "
+    reader = _copy(checkpoint, {**table.tensors, **table.extra}, fragments, what)
+    rng = together(lambda: reader.rng(ranks.rank) if same_ranks else None, lambda fault: what + fault)
+    if rng is None and ranks.first:
+        warn(
+            f"{checkpoint.path} was written by {table.world_size} ranks and read by {ranks.world_size}: "
+            "the random states of the ranks (dropout) start anew"
+        )
+    return table.state, rng
+
+
+def load_first_weights(checkpoint: Checkpoint, fragments: Sequence[Fragment]) -> None:
+    """The weights alone, for a new run: the fragments are `engine.fragments()` of an engine that has not stepped, and
+    `engine.loaded()` comes next. All ranks call it; raises like `load`."""
+    weights: dict[str, Stored] = {k: v for k, v in checkpoint.manifest.tensors.items() if k.startswith("weight|")}
+    _copy(checkpoint, weights, fragments, f"Cannot start from {checkpoint.path}: ")
+
+
+def _copy(checkpoint: Checkpoint, stored: dict[str, Stored], fragments: Sequence[Fragment], what: str) -> Reader:
+    """Check on all ranks, then copy; the reader, for what else is in there. `what` stands in front of a fault."""
     fragments = [fragment for fragment in fragments if fragment.numel]
     claimed = {f"{kind}|{fragment.name}" for fragment in fragments for kind in (*fragment.tensors, *fragment.extra)}
     claimed = set().union(*gather_objects(claimed))
-    stored = {**table.tensors, **table.extra}
-    if weights_only:
-        stored = {key: value for key, value in stored.items() if key.startswith("weight|")}
     together(lambda: _check(stored, fragments, claimed), lambda fault: what + fault)
+    reader = Reader(checkpoint)
 
-    def copy() -> dict[str, Any] | None:
-        reader = Reader(checkpoint)
+    def copy() -> None:
         for fragment in fragments:
             for kind, view in fragment.tensors.items():
                 reader.copy(stored[f"{kind}|{fragment.name}"], fragment.start, view)
@@ -65,16 +80,9 @@ def load(
                     live.copy_(flat.reshape(live.shape))
                 else:
                     fragment.extra[kind] = reader.whole(value).item() if isinstance(value, Entry) else value
-        same_ranks = ranks.world_size == table.world_size
-        return reader.rng(ranks.rank) if same_ranks and not weights_only else None
 
-    rng = together(copy, lambda fault: what + fault)
-    if rng is None and not weights_only and ranks.first:
-        warn(
-            f"{checkpoint.path} was written by {table.world_size} ranks and read by {ranks.world_size}: "
-            "the random states of the ranks (dropout) start anew"
-        )
-    return table.state, rng
+    together(copy, lambda fault: what + fault)
+    return reader
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

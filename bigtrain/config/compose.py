@@ -25,7 +25,7 @@ from bigtrain.config.components import (
     nested,
     refuse_untrusted,
 )
-from bigtrain.config.rules import check_rules
+from bigtrain.config.rules import check_going_on, check_rules
 from bigtrain.config.schema import Component, RunConfig
 from bigtrain.errors import UserError, nearest
 
@@ -209,7 +209,7 @@ def import_from_here() -> None:
 
 def checked(raw: dict[str, Any], origin: Origin = nowhere, world_size: int | None = None) -> RunConfig:
     """`raw` as a `RunConfig`: keys and types, then the rules across fields, then the components' signatures."""
-    config: RunConfig = check_fields(copy.deepcopy(raw), RunConfig, "", origin)
+    config = _filled(raw, origin)
     check_rules(config, world_size)
     check_components(config, origin)
     return config
@@ -296,10 +296,9 @@ def load_frozen(file: Path) -> dict[str, Any]:
 
 def _check_frozen(raw: dict[str, Any], file: Path) -> RunConfig:
     try:
-        config: RunConfig = check_fields(copy.deepcopy(raw), RunConfig, "")
+        return _filled(raw)
     except UserError as error:
         raise UserError(f"{file} is cut short, damaged or of another version of bigtrain: {error}") from error
-    return config
 
 
 def load_run(file: Path, trusted: Sequence[str] = (), world_size: int | None = None) -> RunConfig:
@@ -325,7 +324,7 @@ def _go_on(
     from omegaconf import OmegaConf
 
     old = load_frozen(frozen)
-    _check_frozen(old, frozen)
+    began = _check_frozen(old, frozen)
     choices, values = composer.parse(overrides)
     fresh = _plain(composer.compose(overrides)) if recipe else {}
     new = OmegaConf.create(old)
@@ -346,18 +345,12 @@ def _go_on(
     raw = _plain(new)
     _one_end(raw, values)
     new_config = _filled(raw, composer.origin(overrides))
-    began = _filled(old)
-    first = new_config.checkpoint.weights_from
-    if "run.dir" in values and first != began.checkpoint.weights_from:
-        raise UserError(
-            f"checkpoint.weights_from={first}: the run in {new_config.run.dir} has begun already, with "
-            f"{began.checkpoint.weights_from or 'weights of its own'}. Start a new one in another run.dir="
-        )
-    now = asdict(new_config)
-    changed = [f"changed since the run began: {line}" for line in _differences(asdict(began), now)]
+    if "run.dir" in values:
+        check_going_on(began, new_config)
+    changed = [f"changed since the run began: {line}" for line in _differences(began, new_config)]
     kept = [
         f"kept from the run: {line.replace(' -> ', ' in the recipe, here ', 1)}"
-        for line in (_differences(asdict(_filled(fresh)), now) if fresh else [])
+        for line in (_differences(_filled(fresh), new_config) if fresh else [])
     ]
     theirs = [str(part["_target_"]) for part in _targets_in(fresh)]
     theirs += [str(value) for key, value in typed.items() if str(key).endswith("._target_")]
@@ -392,8 +385,8 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    before, after = flatten(old), flatten(new)
+def _differences(old: RunConfig, new: RunConfig) -> list[str]:
+    before, after = flatten(asdict(old)), flatten(asdict(new))
     keys = [key for key in sorted(before.keys() | after.keys()) if not key.startswith("run.")]
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, fields
 
 from bigtrain.config.launching import check_launcher, here, visible_gpus, world_size
 from bigtrain.config.metrics import WAYS
@@ -75,16 +75,16 @@ def _positive(config: RunConfig) -> None:
         "precision.initial_loss_scale": config.precision.initial_loss_scale,
         "evaluation.generate_temperature": config.evaluation.generate_temperature or None,
     }
-    not_below_zero = {
+    not_below_zero: dict[str, float] = {
         "checkpoint.keep_best": config.checkpoint.keep_best,
         "trainer.loader_workers": trainer.loader_workers,
     }
-    if config.hardware is not None:
-        numbers = {f"hardware.{key}": value for key, value in asdict(config.hardware).items() if key != "name"}
-        at_least_one["hardware.gpus"] = numbers.pop("hardware.gpus")
-        not_below_zero["hardware.price"] = numbers.pop("hardware.price") or 0
-        peaks = numbers.pop("hardware.tflops").items()
-        above_zero |= numbers | {f"hardware.tflops.{precision}": peak for precision, peak in peaks}
+    if (hardware := config.hardware) is not None:
+        at_least_one["hardware.gpus"] = hardware.gpus
+        not_below_zero["hardware.price"] = hardware.price or 0
+        rates = ("bandwidth", "link", "network", "host_link", "memory_gib", "host_memory_gib", "products", "attention")
+        above_zero |= {f"hardware.{rate}": getattr(hardware, rate) for rate in rates}
+        above_zero |= {f"hardware.tflops.{precision}": peak for precision, peak in hardware.tflops.items()}
     if config.profiler is not None:
         at_least_one |= {"profiler.start": config.profiler.start, "profiler.steps": config.profiler.steps}
     for key, count in not_below_zero.items():
@@ -96,10 +96,20 @@ def _positive(config: RunConfig) -> None:
     for key, number in above_zero.items():
         if number is not None and not number > 0:
             raise UserError(f"{key}={number}: it must be above 0 (null turns it off where it may be off).")
-    if config.hardware is not None and (most := max(config.hardware.products, config.hardware.attention)) > 1:
+    if hardware is not None and (most := max(hardware.products, hardware.attention)) > 1:
         raise UserError(f"hardware.products and hardware.attention are parts of the peak, at most 1: not {most}.")
     if not 0 <= config.seed < 2**63:
         raise UserError(f"seed={config.seed}: it must be from 0 to 2^63 - 1.")
+
+
+def check_going_on(began: RunConfig, now: RunConfig) -> None:
+    """Refuse what a run that has begun cannot take up any more."""
+    then, first = began.checkpoint.weights_from, now.checkpoint.weights_from
+    if first != then:
+        raise UserError(
+            f"checkpoint.weights_from={first}: the run in {now.run.dir} has begun already, with "
+            f"{then or 'weights of its own'}. Start a new one in another run.dir="
+        )
 
 
 def check_engine(engine: Engine, world_size: int) -> None:
