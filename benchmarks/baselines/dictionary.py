@@ -155,22 +155,22 @@ class Dictionary:
         found = list(WORD.finditer(german))
         english, at, end = "", 0, 0
         while at < len(found):
-            long = self._phrase(german, found, at) if phrases else 1
-            first_word, last_word = found[at], found[at + long - 1]
-            parts = tuple(each[0].lower() for each in found[at : at + long])
-            english += german[end : first_word.start()] + (self.phrases[parts] if long > 1 else self._word(first_word))
-            at, end = at + long, last_word.end()
+            known = self._phrase(german, found, at) if phrases else None
+            count, translation = known or (1, self._word(found[at]))
+            english += german[end : found[at].start()] + translation
+            at, end = at + count, found[at + count - 1].end()
         english += german[end:]
         return english[:1].upper() + english[1:]
 
-    def _phrase(self, german: str, found: list[re.Match[str]], at: int) -> int:
-        """How many words the longest phrase from word `at` on has, nothing but blanks between them; 1: none."""
+    def _phrase(self, german: str, found: list[re.Match[str]], at: int) -> tuple[int, str] | None:
+        """(words, translation) of the longest phrase from word `at` on, nothing but blanks between its words."""
         for long in range(min(LONGEST, len(found) - at, len(found) - 1), 1, -1):
             words = found[at : at + long]
             unbroken = all(german[one.end() : two.start()] == " " for one, two in pairwise(words))
-            if unbroken and tuple(each[0].lower() for each in words) in self.phrases:
-                return long
-        return 1
+            translation = self.phrases.get(tuple(each[0].lower() for each in words))
+            if unbroken and translation is not None:
+                return long, translation
+        return None
 
     def drafted(self, pairs: Iterable[Pair]) -> list[Pair]:
         """The pairs with a draft behind the German."""

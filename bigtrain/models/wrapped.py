@@ -263,8 +263,7 @@ def _linear_head(hf: Any) -> bool:
     memory (`bigtrain plan`) there is nothing to find out on: it is what its head looks like.
     """
     if isinstance(hf.get_input_embeddings().weight, FakeTensor):
-        head = hf.get_output_embeddings()
-        return isinstance(head, nn.Linear) and head._parameters.get("bias") is None
+        return _unbiased(hf.get_output_embeddings())
     training = hf.training
     hf.eval()
     try:
@@ -275,7 +274,7 @@ def _linear_head(hf: Any) -> bool:
         if rows > 5 and not torch.allclose(logits[0, :3], logits[1, :3], rtol=0, atol=1e-4 * scale):
             raise UserError(f"A {hf.config.model_type} of this configuration is not causal: tokens see what follows.")
         head = hf.get_output_embeddings()
-        if not isinstance(head, nn.Linear) or head._parameters.get("bias") is not None:
+        if not _unbiased(head):
             return False
         hidden = hf.base_model(input_ids=ids, use_cache=False).last_hidden_state
         return hidden.shape[-1] == head.in_features and torch.equal(logits, head(hidden))
@@ -283,6 +282,10 @@ def _linear_head(hf: Any) -> bool:
         return False
     finally:
         hf.train(training)
+
+
+def _unbiased(head: Any) -> bool:
+    return isinstance(head, nn.Linear) and head._parameters.get("bias") is None
 
 
 @torch.no_grad()
