@@ -84,6 +84,7 @@ def bench(names: Sequence[str], out: Path | None, against: Path | None, rounds: 
 
         result = results[name] = suite(name).run(rounds, small, say)
         write_json(out / f"{name}.json", result)
+        draw(result, out)
         print(page_of(result, out), flush=True)
         if name in before:
             print(comparison(result, before[name]))
@@ -103,11 +104,16 @@ def write_pages(out: Path) -> None:
     (out / PAGE).write_text("\n".join(pages), encoding="utf-8")
 
 
+def draw(result: Result, out: Path) -> None:
+    """The suite's picture beside its JSON; none is left of before where there is nothing to draw."""
+    file = out / f"{result['suite']}.png"
+    file.unlink(missing_ok=True)
+    picture(result, file)
+
+
 def page_of(result: Result, out: Path) -> str:
-    """The suite's Markdown, its picture written beside the JSON and shown in it."""
+    """The suite's Markdown, with its picture where there is one."""
     name = f"{result['suite']}.png"
-    (out / name).unlink(missing_ok=True)
-    picture(result, out / name)
     return markdown(result) + (f"\n![{result['suite']}]({name})\n" if (out / name).exists() else "")
 
 

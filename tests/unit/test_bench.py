@@ -186,3 +186,20 @@ def test_a_regression_is_exit_1(capsys, monkeypatch, tmp_path):
     assert "regression: peers: tiny, bigtrain: step was 1,000 ± 311 ms and is 2,050" in said.err
     assert "figures and ratios" in said.out
     assert main(["bench", "peers", "--out", str(tmp_path), "--against", str(tmp_path)]) == 0  # what was just written
+
+
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_measured(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(_bench, "suite", lambda name: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    assert main(["bench", "peers", "--out", str(tmp_path / "file" / "results")]) == 2
+    assert f"--out {tmp_path}/file/results cannot be a folder: " in capsys.readouterr().err
+
+
+def test_the_page_keeps_the_suites_of_earlier_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr(_bench, "suite", lambda name: type("Done", (), {"run": lambda *_: result()}))
+    (tmp_path / "imports.json").write_text(json.dumps(result() | {"suite": "imports"}))
+    (tmp_path / "imports.png").write_bytes(b"drawn before")
+    assert main(["bench", "peers", "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert "![peers](peers.png)" in page and "![imports](imports.png)" in page
+    assert (tmp_path / "imports.png").read_bytes() == b"drawn before"
