@@ -52,8 +52,7 @@ class Size:
 
 
 SIZES = {
-    "30M": Size(50_304, 6, 6, 384, 1024, batch=8, length=256, steps=8),
-    "tiny": Size(2_048, 4, 4, 128, 352, batch=8, length=64, steps=60),
+    "30M": Size(50_304, 6, 6, 384, 1024, batch=8, length=256, steps=6),
     "smallest": Size(256, 1, 2, 16, 32, batch=2, length=16, steps=5),
 }
 

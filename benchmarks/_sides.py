@@ -1,8 +1,8 @@
 """Each peer trains the same model on the same batches in its own documented way; `python _sides.py SIDE …` is one run.
 
 Sides: `bigtrain train` with its tracker, progress, metrics, clipping, schedule and checkpoints; the Hugging Face
-Trainer; Accelerate's and Lightning Fabric's loops; LitGPT's `pretrain.fit` around its own model; and the loop by hand.
-Accelerate, Fabric and the loops by hand have transformers' model and torch's fused AdamW; the Trainer's default is the
+Trainer; Accelerate's and Lightning Fabric's loops; LitGPT's `pretrain.fit` around its own model; and a compiled loop
+by hand. Accelerate, Fabric and the loop by hand have transformers' model and torch's fused AdamW; the Trainer's default is the
 fused one too. LitGPT takes the fused one on GPUs alone, and always compiles.
 """
 
@@ -41,30 +41,25 @@ def batches(size: Size) -> Iterator[dict[str, Any]]:
         yield {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
 
 
-def by_hand(size: Size, folder: Path, meter: Meter, compiled: bool = False) -> None:
-    """Forward, backward, clip, step."""
+def by_hand(size: Size, folder: Path, meter: Meter) -> None:
+    """Forward and loss under torch.compile, backward, clip, step."""
     import torch
     from torch.nn.functional import cross_entropy
 
     model = hugging_face(folder).to(device())
     steps = optimizer(model)
 
+    @torch.compile
     def loss_of(input_ids: Any, labels: Any) -> Any:
         return cross_entropy(model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1), labels.flatten())
 
-    forward = torch.compile(loss_of) if compiled else loss_of
     for batch in batches(size):
-        loss = forward(batch["input_ids"].to(device()), batch["labels"].to(device()))
+        loss = loss_of(batch["input_ids"].to(device()), batch["labels"].to(device()))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         steps.step()
         steps.zero_grad()
         meter.step(loss.item())
-
-
-def by_hand_compiled(size: Size, folder: Path, meter: Meter) -> None:
-    """The same under torch.compile."""
-    by_hand(size, folder, meter, compiled=True)
 
 
 def hf_trainer(size: Size, folder: Path, meter: Meter) -> None:
@@ -182,8 +177,7 @@ def litgpt(size: Size, folder: Path, meter: Meter) -> None:
 
 
 SIDES: dict[str, Callable[[Size, Path, Meter], None]] = {
-    "by hand": by_hand,
-    "by hand, compiled": by_hand_compiled,
+    "by hand, compiled": by_hand,
     "HF Trainer": hf_trainer,
     "Accelerate": accelerate,
     "Lightning Fabric": fabric,

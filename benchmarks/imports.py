@@ -79,7 +79,7 @@ SUITE = Suite(
         },
     ),
     measure=measure,
-    rounds=5,
+    rounds=3,
 )  # fmt: skip
 
 if __name__ == "__main__":

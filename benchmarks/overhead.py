@@ -4,9 +4,9 @@
 
 All sides train the same tiny model on the same text in a process of their own, one thread each. bigtrain runs as a user
 runs it (`bigtrain train`), with metrics, clipping, schedule and checkpointing armed; so does the Hugging Face Trainer.
-- `raw`: the loop that one would write by hand for the same arithmetic (objective, clipping, schedule, optimizer);
-  nothing is logged or saved.
-- `bare`: less than that: plain cross-entropy of the logits, no clipping, a constant learning rate.
+`raw` is the loop that one would write by hand for the same arithmetic (objective, clipping, schedule, optimizer);
+nothing is logged or saved.
+
 Each side reads its own CPU clock (user + system, all threads) every 100 steps from where anyone could: a tracker of the
 user's own, a callback. Each such window holds ten log points and one checkpoint; the first, with the start-up, does not
 count. The sides take turns; of a round counts the lower quartile of its windows: a neighbour on the machine only adds.
@@ -27,7 +27,7 @@ from typing import Any
 from _suite import MS, FailedError, Measured, Suite, in_turn, metric, process
 
 WINDOW, LOG_EVERY = 100, 10
-NAMES = {"raw": "raw loop", "bigtrain": "bigtrain", "hf_trainer": "HF Trainer", "bare": "bare loop"}
+NAMES = {"raw": "raw loop", "bigtrain": "bigtrain", "hf_trainer": "HF Trainer"}
 
 
 class Clock:
@@ -125,22 +125,6 @@ def raw(work: Path, steps: int) -> None:
     print(f"last loss {loss.item():.3f}")
 
 
-def bare(work: Path, steps: int) -> None:
-    """Forward, backward, step."""
-    from torch.nn.functional import cross_entropy
-
-    model, data, _, optimizer, _ = parts(work, steps)
-    stamp = Clock(work / "clock.jsonl")
-    for step, batch in enumerate(batches(data, steps)):
-        logits = model(batch["input_ids"])
-        loss = cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        stamp.log(step + 1, "train", None)
-    print(f"last loss {loss.item():.3f}")
-
-
 def hf_trainer(work: Path, steps: int) -> None:
     """The Hugging Face Trainer around the same model, data, optimizer and schedule."""
     import torch
@@ -210,7 +194,7 @@ def run_side(side: str, root: Path, steps: int) -> dict[str, float]:
 
 def measure(rounds: int, small: bool, say: Callable[[str], None]) -> Measured:
     """See `Suite`."""
-    steps = WINDOW if small else 5 * WINDOW
+    steps = WINDOW if small else 4 * WINDOW
     measured = Measured({"overrides": overrides(Path("WORK"), steps), "steps": steps, "window": WINDOW, "threads": 1})
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -240,14 +224,14 @@ SUITE = Suite(
         target("overhead at most 15 % of HF Trainer's", ("HF Trainer", "CPU over the raw loop"), 0.15),
     ),
     measure=measure,
-    rounds=4,
+    rounds=2,
 )
 
 
 def main() -> None:
     """One side alone, in this process (`--side SIDE WORK STEPS`), or the suite."""
     if sys.argv[1:2] == ["--side"]:
-        functions: dict[str, Callable[[Path, int], None]] = {"raw": raw, "bare": bare, "hf_trainer": hf_trainer}
+        functions: dict[str, Callable[[Path, int], None]] = {"raw": raw, "hf_trainer": hf_trainer}
         functions[sys.argv[2]](Path(sys.argv[3]), int(sys.argv[4]))
     else:
         SUITE.main()

@@ -21,12 +21,12 @@ from _suite import MIB, MS, Measured, Suite, in_turn, metric
 SIZES = ["model=toy", "data.sequence_length=128", "trainer.micro_batch_size=8", "launcher.threads=1"]
 A_RANK = 8
 """Samples a step."""
-ENGINES = ("ddp", "zero2")
+ENGINE = "zero2"
 
 
-def run(engine: str, ranks: int, steps: int, root: Path) -> dict[str, Any]:
+def run(ranks: int, steps: int, root: Path) -> dict[str, Any]:
     """One run."""
-    given = [f"engine={engine}", f"launcher.processes={ranks}", f"trainer.global_batch_size={A_RANK * ranks}"]
+    given = [f"engine={ENGINE}", f"launcher.processes={ranks}", f"trainer.global_batch_size={A_RANK * ranks}"]
     found = train([*SIZES, *given, f"trainer.max_steps={steps}"], root)
     return found | {"tokens/s a core": found["tokens/s"] / min(ranks, cores())}
 
@@ -47,9 +47,8 @@ def measure(rounds: int, small: bool, say: Callable[[str], None]) -> Measured:
     steps = 4 if small else 12
     measured = Measured({"shared": WORDS, "sizes": SIZES, "ranks": counts, "samples a rank": A_RANK, "steps": steps})
     with tempfile.TemporaryDirectory() as folder:
-        for engine in ENGINES[: 1 if small else None]:
-            runs = {f"{count} ranks": partial(run, engine, count, steps, Path(folder)) for count in counts}
-            measured.groups[engine] = in_turn(runs, rounds, say, measured.notes)
+        runs = {f"{count} ranks": partial(run, count, steps, Path(folder)) for count in counts}
+        measured.groups[ENGINE] = in_turn(runs, rounds, say, measured.notes)
     return measured
 
 

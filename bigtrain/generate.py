@@ -93,7 +93,7 @@ def complete(trained: Trained, prompt: str, sampling: Sampling, seed: int = 0, c
             "measures it."
         )
     tokenizer = trained.need_tokenizer()
-    if hasattr(trained.model, "generate"):
+    if task == "seq2seq":
         return answer(trained, prompt, sampling.max_new_tokens)
     # bigtrain trains on text without special tokens but the end of text; other models are asked as they were trained.
     foreign = trained.kind == "hugging_face" and read_marker(trained.path) is None

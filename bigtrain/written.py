@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigtrain.errors import UserError
+from bigtrain.generate import end_tokens
 from bigtrain.terminal import progress_bar
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bigtrain.trained import Trained
 
 TASKS = ("translation", "summarisation")
+
+
+Texts = tuple["Tensor", "Tensor", "Tensor"]
+"""Tokens: what was given, what was written, what should have been."""
 
 
 def measure(
@@ -22,25 +30,26 @@ def measure(
 
     Args:
         trained: its model has `generate`.
-        samples: `input_ids`, `attention_mask` and `labels`.
+        samples: of a model that makes a text from a text: `input_ids`, `attention_mask` and `labels`; of a causal one:
+            `input_ids` and shifted `labels`, whose every run of targets is an answer to what stands before it.
         task: one of `TASKS`.
-        batch_size: samples at once.
+        batch_size: texts at once.
         beams: of the search; 1: greedy.
         longest: tokens of a text.
         out: a file for the texts, a JSON object a line: `source`, `written`, `reference`.
 
     Raises:
-        UserError: the model writes no text from a text.
+        UserError: the model writes no texts.
     """
     import numpy as np
-    import torch
 
-    from bigtrain.data.loader import eval_batches
-    from bigtrain.data.sets import IGNORE
     from bigtrain.text_metrics import Bleu, ChrF, Rouge, TextMetric
 
     if getattr(trained.model, "generate", None) is None:
-        raise UserError(f"task={task} is for models that make a text from a text (objective=seq2seq).")
+        raise UserError(
+            f"task={task} is for models that make a text from a text (objective=seq2seq), and for causal ones of "
+            "transformers (model=hugging_face)."
+        )
     metrics: list[TextMetric] = [Bleu(), ChrF()] if task == "translation" else [Rouge()]
     totals: list[Any] = [0.0] * len(metrics)
     tokenizer = trained.need_tokenizer()
@@ -51,28 +60,92 @@ def measure(
         said: str = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return said.strip()
 
-    with progress_bar() as bar, torch.no_grad():
-        task_bar = bar.add_task("writing", total=-(-len(samples) // batch_size))
-        for batch in eval_batches(samples, micro_batch_size=batch_size):
-            inputs = {name: batch[name].to(trained.device) for name in ("input_ids", "attention_mask")}
-            generate: Any = trained.model.generate
-            written = generate(**inputs, max_new_tokens=longest, beams=beams, end_id=tokenizer.eos_token_id)
-            for source, ids, labels in zip(batch["input_ids"], written.cpu(), batch["labels"], strict=True):
-                if not (labels != IGNORE).any():  # a copy that fills the batch up
-                    continue
-                hypothesis, reference = text(ids), text(labels)
-                for at, metric in enumerate(metrics):
-                    totals[at] = totals[at] + metric.statistics(hypothesis, [reference])
-                if lines is not None:
-                    row = {"source": text(source), "written": hypothesis, "reference": reference}
-                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-            bar.advance(task_bar)
+    write = _made if getattr(trained.model, "task", None) == "seq2seq" else _answered
+    for source, written, labels in write(trained, samples, batch_size, beams, longest):
+        hypothesis, reference = text(written), text(labels)
+        for at, metric in enumerate(metrics):
+            totals[at] = totals[at] + metric.statistics(hypothesis, [reference])
+        if lines is not None:
+            row = {"source": text(source), "written": hypothesis, "reference": reference}
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
     if lines is not None:
         lines.close()
     found: dict[str, float] = {}
     for metric, total in zip(metrics, totals, strict=True):
         found |= metric.score(np.asarray(total, np.float64))
     return found
+
+
+def _made(trained: Trained, samples: Any, batch_size: int, beams: int, longest: int) -> Iterator[Texts]:
+    """By a model that makes a text from a text."""
+    from bigtrain.data.loader import eval_batches
+    from bigtrain.data.sets import IGNORE
+
+    generate: Any = trained.model.generate
+    end = trained.need_tokenizer().eos_token_id
+    with progress_bar() as bar:
+        task = bar.add_task("writing", total=-(-len(samples) // batch_size))
+        for batch in eval_batches(samples, micro_batch_size=batch_size):
+            inputs = {name: batch[name].to(trained.device) for name in ("input_ids", "attention_mask")}
+            written = generate(**inputs, max_new_tokens=longest, beams=beams, end_id=end)
+            for source, ids, labels in zip(batch["input_ids"], written.cpu(), batch["labels"], strict=True):
+                if (labels != IGNORE).any():  # else a copy that fills the batch up
+                    yield source, ids, labels
+            bar.advance(task)
+
+
+def _answered(trained: Trained, samples: Any, batch_size: int, beams: int, longest: int) -> Iterator[Texts]:
+    """By a causal model, of prompts of about one length at a time."""
+    import torch
+
+    generate: Any = trained.model.generate
+    asked = sorted((pair for number in range(len(samples)) for pair in answers(samples[number])), key=_length)
+    ends = sorted(end_tokens(trained))
+    with progress_bar() as bar:
+        task = bar.add_task("writing", total=len(asked))
+        for start in range(0, len(asked), batch_size):
+            part = asked[start : start + batch_size]
+            size = max(map(_length, part))
+            ids = torch.full((len(part), size), ends[0])
+            mask = torch.zeros_like(ids)
+            for row, (prompt, _) in enumerate(part):
+                ids[row, size - len(prompt) :], mask[row, size - len(prompt) :] = prompt, 1
+            inputs = {"input_ids": ids.to(trained.device), "attention_mask": mask.to(trained.device)}
+            written = generate(**inputs, max_new_tokens=longest, beams=beams, end_ids=ends).cpu()
+            for (prompt, answer), found in zip(part, written, strict=True):
+                yield prompt, found, answer
+            bar.advance(task, len(part))
+
+
+def answers(sample: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    """(what stands before it in its document, its tokens) of every run of targets of a sample.
+
+    Args:
+        sample: `input_ids` and `labels` (S,), the latter shifted and -100 where there is none; where several documents
+            share it, `document_ids` (S,).
+    """
+    import torch
+
+    from bigtrain.data.sets import IGNORE
+
+    ids, labels = (torch.as_tensor(sample[name]) for name in ("input_ids", "labels"))
+    documents = torch.as_tensor(sample.get("document_ids", torch.zeros_like(ids)))
+    found, begin, first = [], 0, None
+    for at in range(len(ids)):
+        if at and documents[at] != documents[at - 1]:
+            begin = at
+        if labels[at] == IGNORE:
+            continue
+        first = at if first is None else first
+        last = at + 1 == len(ids) or labels[at + 1] == IGNORE or documents[at + 1] != documents[at]
+        if last:
+            found.append((ids[begin : first + 1], labels[first : at + 1]))
+            first = None
+    return found
+
+
+def _length(asked: tuple[Tensor, Tensor]) -> int:
+    return len(asked[0])
 
 
 def bytes_of_tokens(tokenizer: Any, tokens: int) -> list[int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 IGNORE = -100
@@ -85,11 +86,15 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: 
 
     hidden (N, D), weight (V, D), labels (N,) int64 with -100 for no target. The logits of `chunk` rows exist at a
     time. Products are in autocast's dtype where it is on, else in the weight's; softmax, the loss and the weight's
-    gradient are in fp32. The gradient can be taken once. The idea is that of Liger Kernel (arXiv:2410.10989).
+    gradient are in fp32. On a CPU nothing is computed for rows without a target. The gradient can be taken once. The idea is that of Liger Kernel (arXiv:2410.10989).
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     training = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    if device == "cpu" and not isinstance(labels, FakeTensor):  # a GPU would have to be waited for
+        kept = (labels != IGNORE).nonzero().flatten()
+        if len(kept) < len(labels):
+            hidden, labels = hidden[kept], labels[kept]
     rows = chunk or rows_at_once(hidden, weight)
     with torch.autocast(device, enabled=False):
         loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, rows, dtype, training)  # type: ignore[no-untyped-call]

@@ -29,6 +29,8 @@ class LSTMSeq2Seq(nn.Module):
     What is computed of a sample does not depend on how far its batch is padded.
     """
 
+    task = "seq2seq"
+
     def __init__(
         self,
         vocab_size: int,
