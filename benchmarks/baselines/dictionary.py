@@ -6,11 +6,11 @@
 DE_EN_TXT is the dictionary of TU Chemnitz (GPL, never shipped here): a line is `German :: English`, both sides hold as
 many variants, split by `|`, and a variant holds synonyms, split by `;`. {m}, [geogr.], (comments), <spellings> and
 /ABBR/ are annotations. `prepare` writes all sentence pairs as `German<TAB>English`, and beside them what a model is
-given: PAIRS.train.tsv and PAIRS.held_out.tsv, with a draft behind the German (`German = draft`): the look-up's, with
-the dictionary's phrases where they are known, so that the model knows all that the dictionary knows (as
-arXiv:1606.02006 gives a model a dictionary's probabilities). The training rows are the sentences and the dictionary's
-phrases; PAIRS.sentences.tsv has the sentences alone. `score` prints one line of JSON with the BLEU and chrF of the
-word-by-word look-up on the held-out sentences, and the draft's BLEU.
+given, PAIRS.train.tsv and PAIRS.held_out.tsv: glosses of the German sentence, that is its words in their order, each
+with its likeliest translations (`alignment.py`), or a phrase of the dictionary; a model knows then what the dictionary
+knows (as arXiv:1606.02006 gives a model a dictionary's probabilities). The translations of a sentence's words are
+learnt from all entries but those of its own part: no sentence is glossed by what its own translation says. `score`
+prints one line of JSON with the BLEU and chrF of the word-by-word look-up on the held-out sentences.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from alignment import lexicon
+
 HELD_OUT = 20
 """One German sentence of so many is held out."""
+PARTS = (range(1), range(1, HELD_OUT // 2), range(HELD_OUT // 2, HELD_OUT))
+"""Places of the sentences that are glossed by what all others say: the held-out ones, and two halves of the others."""
 
 ANNOTATION = re.compile(r"\[[^\]]*\]|\{[^}]*\}|<[^>]*>|(?<!\S)/\S(?:[^/|]*\S)?/(?=[\s.!?,]|$)")
 COMMENT = re.compile(r"\([^()]*\)")
@@ -81,20 +85,6 @@ def sentence_pairs(lines: Iterable[str]) -> list[Pair]:
     return found
 
 
-def phrases(lines: Iterable[str], sentences: Iterable[Pair]) -> list[Pair]:
-    """All else that has three German words or more, once each; nothing with the letters of one of the `sentences`."""
-    found, seen = (
-        [],
-        {language + letters(text) for pair in sentences for language, text in zip(("de", "en"), pair, strict=True)},
-    )
-    for de, en in variants(lines):
-        names = {"de" + letters(de), "en" + letters(en)}
-        if plain(de, en) and len(de.split()) >= 3 and not names & seen:
-            seen |= names
-            found.append((de, en))
-    return found
-
-
 def plain(german: str, english: str) -> bool:
     """Whether a pair has no choices (a/b), no omissions (…), no placeholders, and a translation of a usual length."""
     short = len(english.split()) <= 2 * len(german.split()) + 2
@@ -106,9 +96,14 @@ def letters(text: str) -> str:
     return "".join(sign for sign in unicodedata.normalize("NFKC", text).casefold() if sign.isalnum())
 
 
+def place(german: str) -> int:
+    """Of a sentence, below `HELD_OUT`: decided by its letters alone, so the same in any set and any order."""
+    return int(hashlib.sha256(letters(german).encode()).hexdigest()[:8], 16) % HELD_OUT
+
+
 def held_out(german: str) -> bool:
-    """Whether a sentence is for evaluation: decided by its letters alone, so the same in any set and any order."""
-    return int(hashlib.sha256(letters(german).encode()).hexdigest()[:8], 16) % HELD_OUT == 0
+    """Whether a sentence is for evaluation."""
+    return place(german) == 0
 
 
 class Dictionary:
@@ -172,10 +167,6 @@ class Dictionary:
                 return long, translation
         return None
 
-    def drafted(self, pairs: Iterable[Pair]) -> list[Pair]:
-        """The pairs with a draft behind the German."""
-        return [(f"{german} = {self.translate(german, phrases=True)}", english) for german, english in pairs]
-
     def _word(self, found: re.Match[str]) -> str:
         """As it is written, in lower case, as a noun; without an ending of inflection; then as an infinitive too."""
         german = found[0]
@@ -188,15 +179,43 @@ class Dictionary:
         return german
 
 
+class Glosses(Dictionary):
+    """A dictionary that gives a word's likeliest translations, `made/carried`."""
+
+    def __init__(self, dictionary: Dictionary, words: dict[str, list[str]]) -> None:
+        """The phrases and rare words of the dictionary, and what `alignment.lexicon` found."""
+        self.words, self.phrases, self.choices = dictionary.words, dictionary.phrases, words
+
+    def _word(self, found: re.Match[str]) -> str:
+        choices = self.choices.get(found[0].lower())
+        if choices is None:
+            return super()._word(found)
+        return re.sub(r"\bi\b", "I", "/".join(choices))
+
+
+def glossed(lines: list[str], dictionary: Dictionary, pairs: Iterable[Pair]) -> dict[str, str]:
+    """German sentence -> its glosses."""
+    pairs = list(pairs)
+    bare = [(PLACEHOLDER.sub(" ", de), re.sub("^to ", "", PLACEHOLDER.sub(" ", en))) for de, en in variants(lines)]
+    entries = {(letters(de), letters(en)): (de, en) for de, en in bare}
+    found = {}
+    for part in PARTS:
+        own = [pair for pair in pairs if place(pair[0]) in part]
+        apart = {letters(text) for pair in pairs if place(pair[0]) in (0, *part) for text in pair}
+        others = (texts for (de, en), texts in entries.items() if de not in apart and en not in apart)
+        glosses = Glosses(dictionary, lexicon(others))
+        found |= {german: glosses.translate(german, phrases=True) for german, _ in own}
+    return found
+
+
 def score(dictionary: Dictionary, pairs: list[Pair]) -> dict[str, float]:
-    """`{"bleu", "chrf", "pairs"}` of the look-up, as sacrebleu has them, and `draft_bleu` with phrases."""
+    """`{"bleu", "chrf", "pairs"}` of the look-up, as sacrebleu has them."""
     from bigtrain.text_metrics import Bleu, ChrF
 
-    def of(metric: Bleu | ChrF, phrases: bool) -> dict[str, float]:
-        return metric.score(sum(metric.statistics(dictionary.translate(de, phrases), [en]) for de, en in pairs))
+    def of(metric: Bleu | ChrF) -> dict[str, float]:
+        return metric.score(sum(metric.statistics(dictionary.translate(de), [en]) for de, en in pairs))
 
-    draft = {"draft_bleu": of(Bleu(), True)["bleu"]}
-    return of(Bleu(), False) | of(ChrF(), False) | draft | {"pairs": len(pairs)}
+    return of(Bleu()) | of(ChrF()) | {"pairs": len(pairs)}
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -221,15 +240,14 @@ def main() -> None:
         print(json.dumps(score(dictionary, apart)))
         return
     pairs = sentence_pairs(lines)
-    train, apart = ([pair for pair in pairs if held_out(pair[0]) is out] for out in (False, True))
-    others = phrases(lines, pairs)
+    glosses = glossed(lines, dictionary, pairs)
     write_pairs(given.pairs, pairs)
-    drafted = dictionary.drafted(train)
-    write_pairs(given.pairs.with_suffix(".train.tsv"), [*drafted, *dictionary.drafted(others)])
-    write_pairs(given.pairs.with_suffix(".sentences.tsv"), drafted)
-    write_pairs(given.pairs.with_suffix(".held_out.tsv"), dictionary.drafted(apart))
-    counted = {"pairs": pairs, "train": train, "phrases": others, "held_out": apart}
-    print(json.dumps({name: len(each) for name, each in counted.items()}))
+    counted = {"pairs": len(pairs)}
+    for side, out in (("train", False), ("held_out", True)):
+        own = [(glosses[de], en) for de, en in pairs if held_out(de) is out]
+        write_pairs(given.pairs.with_suffix(f".{side}.tsv"), own)
+        counted[side] = len(own)
+    print(json.dumps(counted))
 
 
 if __name__ == "__main__":

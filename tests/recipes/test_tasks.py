@@ -79,7 +79,22 @@ def test_adapters_are_merged_on_export(bigtrain: Run, rows: Path, tmp_path: Path
     theirs = json.loads(bigtrain("evaluate", str(run / "export"), "data=conversations", *data).stdout)
     assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
     if task == "llama_lora":
-        bigtrain("generate", str(run), "--chat", "--prompt", "Tell me of the sea.", "--max-new-tokens", "3")
+        answers_are_those_of_the_chat(bigtrain, run, tmp_path / "texts")
+
+
+def answers_are_those_of_the_chat(bigtrain: Run, run: Path, out: Path) -> None:
+    """Written many at a time, behind padding and out of packed samples, they are what one alone is answered."""
+    words = ["task=summarisation", "--beams", "1", "--json", "--out", str(out)]
+    assert 0 <= json.loads(bigtrain("evaluate", str(run), *words).stdout)["rouge1"] <= 1
+    texts = [json.loads(line) for line in out.read_text().splitlines()]
+    asked = {each["source"]: each for each in texts if each["source"].startswith("user")}
+    assert len(texts) >= 4 and asked
+    source, each = max(asked.items())
+    prompt = source.removeprefix("user").removesuffix("assistant").strip()
+    alone = bigtrain(
+        "generate", str(run), "--chat", "--prompt", prompt, "--max-new-tokens", "128", "--temperature", "0"
+    ).stdout
+    assert alone.strip() == each["written"]
 
 
 def test_adapters_and_models_that_fit_nowhere_are_said_first(bigtrain: Run, rows: Path, tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dictionary
 import pytest
-
-from benchmarks.baselines import dictionary
-from benchmarks.baselines.dictionary import Dictionary, held_out, letters, phrases, read_pairs, sentence_pairs, variants
+from alignment import lexicon
+from dictionary import Dictionary, Glosses, glossed, held_out, read_pairs, sentence_pairs, variants
 
 LINES = [
     "# Version :: none, written for this test",
@@ -55,18 +55,6 @@ def test_sentence_pairs_are_full_sentences_once() -> None:
     ]
 
 
-def test_phrases_are_what_no_sentence_has() -> None:
-    lines = [
-        *LINES,
-        "Laterne | das Licht der Laterne | das Licht der Laterne! :: lantern | the light of it | the light",
-    ]
-    found = phrases(lines, sentence_pairs(lines))
-    assert ("das Licht der Laterne", "the light of it") in found and len(found) == len(set(found))
-    of_sentences = {letters(text) for pair in sentence_pairs(lines) for text in pair}
-    assert not {letters(text) for pair in found for text in pair} & of_sentences
-    assert ("Das Gras wächst!", "How the grass grows!") not in found  # the letters of a sentence
-
-
 def test_near_copies_are_on_one_side_of_the_split() -> None:
     sentences = [f"Der Zug Nummer {number} hält in Köln, Straße {number % 7}." for number in range(4000)]
     sides = [held_out(sentence) for sentence in sentences]
@@ -105,14 +93,10 @@ def test_commands(tmp_path: Path) -> None:
         return json.loads(found.stdout)  # type: ignore[no-any-return]
 
     counted = run("prepare", text, pairs)
-    names = ("train", "sentences", "held_out")
-    train, sentences, apart = (read_pairs(tmp_path / f"pairs.{name}.tsv") for name in names)
-    plain = [(drafted.split(" = ")[0], english) for drafted, english in [*sentences, *apart]]
-    assert sorted(plain) == sorted(read_pairs(pairs)) and train == sentences  # no phrases here
-    assert counted == {"pairs": 107, "train": len(train), "phrases": 0, "held_out": len(apart)}
-    assert apart and not {de for de, _ in train} & {de for de, _ in apart}
-    look_up = Dictionary(text.read_text().splitlines())
-    assert all(drafted.endswith(f" = {look_up.translate(drafted.split(' = ')[0])}") for drafted, _ in [*train, *apart])
+    train, apart = (read_pairs(tmp_path / f"pairs.{name}.tsv") for name in ("train", "held_out"))
+    assert sorted(en for _, en in [*train, *apart]) == sorted(en for _, en in read_pairs(pairs))
+    assert counted == {"pairs": 107, "train": len(train), "held_out": len(apart)} and apart
+    assert all("empty" in glosses for glosses, english in apart if "empty" in english), "learnt from the entries"
     scored = run("score", text, pairs)
     assert scored["pairs"] == len(apart)
     assert 25 < scored["bleu"] < 75  # all words but "steht", which it does not know
@@ -136,6 +120,35 @@ def test_a_draft_has_the_longest_phrase_that_is_not_all_of_the_text() -> None:
     assert looked_up.translate("Das Gras auf Trab, halten!", phrases=True) == "The Gras auf trot, halten!"
     assert looked_up.translate("Auf Trab halten und", phrases=True) == "To keep busy and"
     assert looked_up.translate("Auf Trab halten und") == "Auf trot halten and"
+
+
+def test_a_lexicon_tells_words_apart_by_the_texts_that_have_them_and_those_that_have_not() -> None:
+    pairs = [
+        ("das Haus", "the house"),
+        ("das Buch", "the book"),
+        ("ein Buch", "a book"),
+        ("Ein Haus brennt", "a house"),
+    ]
+    found = lexicon(pairs * 3)
+    assert [found[word][0] for word in ("das", "haus", "buch", "ein")] == ["the", "house", "book", "a"]
+    assert lexicon([]) == {}
+    half = lexicon([("Bank", "bank"), ("Bank", "bench"), ("Bank", "bank"), ("Bank", "bench"), ("Ufer", "bank")])
+    assert half["bank"] == ["bench", "bank"], "both, that first which is no other word's"
+
+
+def test_no_sentence_is_glossed_by_what_its_own_part_says() -> None:
+    said = [f"Ein Gnu frisst {number} Halme." for number in range(60)]
+    lines = [f"{german} :: A gnu eats {number} blades." for number, german in enumerate(said)]
+    lines += ["frisst :: eats", "ein :: a", "Ufer :: shore; bank"]
+    pairs = sentence_pairs(lines)
+    glosses = glossed(lines, Dictionary(lines), pairs)
+    assert len(glosses) == 60 and all("gnu" in text.lower() for text in glosses.values()), (
+        "the others say what a Gnu is"
+    )
+    alone = [*lines, "Der Emu ruht heute. :: The emu rests today."]
+    found = glossed(alone, Dictionary(alone), sentence_pairs(alone))["Der Emu ruht heute."]
+    assert "Emu" in found and "rests" not in found and "today" not in found
+    assert Glosses(Dictionary(lines), {"ufer": ["shore", "bank"]}).translate("das Ufer") == "Das shore/bank"
 
 
 def test_no_phrase_of_a_held_out_sentence_is_looked_up() -> None:
