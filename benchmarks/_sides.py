@@ -2,8 +2,8 @@
 
 Sides: `bigtrain train` with its tracker, progress, metrics, clipping, schedule and checkpoints; the Hugging Face
 Trainer; Accelerate's and Lightning Fabric's loops; LitGPT's `pretrain.fit` around its own model; and a compiled loop
-by hand. Accelerate, Fabric and the loop by hand have transformers' model and torch's fused AdamW; the Trainer's default is the
-fused one too. LitGPT takes the fused one on GPUs alone, and always compiles.
+by hand. Accelerate, Fabric and the loop by hand have transformers' model and torch's fused AdamW; the Trainer's default
+is the fused one too. LitGPT takes the fused one on GPUs alone, and always compiles.
 """
 
 from __future__ import annotations

@@ -86,7 +86,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: 
 
     hidden (N, D), weight (V, D), labels (N,) int64 with -100 for no target. The logits of `chunk` rows exist at a
     time. Products are in autocast's dtype where it is on, else in the weight's; softmax, the loss and the weight's
-    gradient are in fp32. On a CPU nothing is computed for rows without a target. The gradient can be taken once. The idea is that of Liger Kernel (arXiv:2410.10989).
+    gradient are in fp32. On a CPU nothing is computed for rows without a target. The gradient can be taken once. The
+    idea is that of Liger Kernel (arXiv:2410.10989).
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

@@ -122,8 +122,8 @@ class HuggingFace(nn.Module):
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor, *, max_new_tokens: int, beams: int, end_ids: list[int]
     ) -> Tensor:
-        """(B, T) int64: what follows prompts that are padded on the left, as beam search finds it (1: greedy), up to one
-        of `end_ids`, and filled up by the first of them."""
+        """(B, T) int64: what follows prompts that are padded on the left, as beam search finds it (1: greedy), up to
+        one of `end_ids`, and filled up by the first of them."""
         found: Tensor = self.hf.generate(
             input_ids=input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, num_beams=beams,
             do_sample=False, eos_token_id=end_ids, pad_token_id=end_ids[0],
