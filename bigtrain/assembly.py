@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigtrain import first_weights
 from bigtrain.config.components import build, shipped
 from bigtrain.config.rules import accumulation, held_out_samples
 from bigtrain.config.schema import RunConfig
@@ -114,7 +115,7 @@ def prepared_data(config: RunConfig) -> Any:
 
     data = build(config.data, "data")
     if (first := config.checkpoint.weights_from) is not None:
-        run_on_first(lambda: _check_first_weights(first, config.run.dir or ""))
+        run_on_first(lambda: first_weights.check(first, config))
     run_on_first(lambda: check_beforehand(config.model, getattr(data, "shape", None)))
     if hasattr(data, "resume"):
         found = run_on_first(lambda: find(config.run.dir or "", lambda text: None))
@@ -188,7 +189,7 @@ def resume(
     found = run_on_first(lambda: find(config.run.dir or "", say))
     if found is None:
         if (first := config.checkpoint.weights_from) is not None:
-            _begin_with(first, engine, data, ranks)
+            first_weights.load(first, config, engine, data, ranks)
         return State(), None, None
     now, then = texts(state_of(data)), texts(found.manifest.state.get("data"))
     if now != then and not (isinstance(now, dict) and isinstance(then, dict)):  # of these `data.resume` was told
@@ -202,43 +203,6 @@ def resume(
     if ranks.first:
         say(f"going on from {found.path}")
     return State.from_dict(state["loop"]), found, rng
-
-
-def _check_first_weights(path: str, run_dir: str) -> None:
-    """A `UserError` where there is no checkpoint to begin with; a run that goes on does not need it any more."""
-    from bigtrain.checkpoint.find import listed
-
-    if not listed(run_dir) and not listed(path):
-        raise UserError(f"checkpoint.weights_from={path} holds no checkpoint.")
-
-
-def _begin_with(path: str, engine: Engine, data: Any, ranks: Ranks) -> None:
-    """Put the weights of another run's newest intact checkpoint into the engine of a new run.
-
-    Where the data have other tokens than those weights were trained on, their embeddings would be those of other words.
-    """
-    from bigtrain.checkpoint.find import find
-    from bigtrain.checkpoint.load import load_first_weights
-    from bigtrain.data.tokenizer import equal
-    from bigtrain.distributed import run_on_first
-    from bigtrain.telemetry.progress import say
-
-    def choose() -> Checkpoint:
-        found = find(path, say)
-        assert found is not None, "looked at before the data were prepared"
-        theirs, here = found.path.parent.parent / "tokenizer", getattr(data, "tokenizer_path", None)
-        if here is not None and (theirs / "tokenizer.json").is_file() and not equal(theirs, here):
-            raise UserError(
-                f"checkpoint.weights_from: the data have other tokens than {found.path} was trained on. "
-                f"Set data.tokenizer={theirs}"
-            )
-        return found
-
-    checkpoint = run_on_first(choose)
-    load_first_weights(checkpoint, engine.fragments())
-    engine.loaded()
-    if ranks.first:
-        say(f"starting from the weights of {checkpoint.path}")
 
 
 def state_of(data: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bigtrain.config.schema import RunConfig
 from bigtrain.errors import EXIT_DONE, RunError, UserError
 from bigtrain.terminal import CommandLine, progress_bar
-from bigtrain.trained import Trained, load_trained, read_marker
+from bigtrain.trained import Trained, end_tokens, load_trained, read_marker
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -161,14 +161,6 @@ def continuation(trained: Trained, ids: Sequence[int], sampling: Sampling, seed:
             return
         held.append(token)
         yield token
-
-
-def end_tokens(trained: Trained) -> set[int]:
-    """The tokens that end a text: the tokenizer's, and what a Hugging Face folder's generation_config says."""
-    theirs = getattr(getattr(trained.model, "hf", None), "generation_config", None)
-    told = getattr(theirs, "eos_token_id", None)
-    several = told if isinstance(told, list) else [told]
-    return {end for end in (getattr(trained.tokenizer, "eos_token_id", None), *several) if end is not None}
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: Generator) -> int:

@@ -103,6 +103,14 @@ class Trained:
         return self.tokenizer
 
 
+def end_tokens(trained: Trained) -> set[int]:
+    """The tokens that end a text: the tokenizer's, and what a Hugging Face folder's generation_config says."""
+    theirs = getattr(getattr(trained.model, "hf", None), "generation_config", None)
+    told = getattr(theirs, "eos_token_id", None)
+    several = told if isinstance(told, list) else [told]
+    return {end for end in (getattr(trained.tokenizer, "eos_token_id", None), *several) if end is not None}
+
+
 def load_trained(
     path: str | Path, *, config: RunConfig | None = None, overrides: Sequence[str] = (), device: Device = "auto"
 ) -> Trained:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigtrain.errors import UserError
-from bigtrain.generate import end_tokens
 from bigtrain.terminal import progress_bar
+from bigtrain.trained import end_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -153,4 +153,7 @@ def refuse_unknown(
     for name in values:
         if name not in known:
             full = f"{key}.{name}" if key else str(name)
-            raise UserError(f"unknown key '{full}'{origin(full)}.{nearest(str(name), known)}")
+            below = [f"{full.removesuffix(str(name))}{part}.{name}" for part, inner in values.items()
+                     if isinstance(inner, Mapping) and name in inner]  # fmt: skip
+            hint = f" Did you mean '{below[0]}'?" if below else nearest(str(name), known)
+            raise UserError(f"unknown key '{full}'{origin(full)}.{hint}")

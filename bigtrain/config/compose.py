@@ -242,15 +242,16 @@ def compose(arguments: Sequence[str], world_size: int | None = None) -> Composed
     file = is_file[-1].removeprefix("recipe=") if is_file else None
     if file is not None:
         overrides = [text for text in overrides if not text.startswith("recipe=")]
-        return _go_on(composer, overrides, Path(file), None, world_size)
     choices, values = composer.parse(overrides)
     recipe = next((text.partition("=")[2] for text in choices if text.startswith("recipe=")), None)
     given_dir = values["run.dir"].partition("=")[2] if "run.dir" in values else None
-    if given_dir and (Path(given_dir) / "config.yaml").is_file():
-        own = load_frozen(Path(given_dir) / "config.yaml").get("run", {}).get("name")
+    if file is None and given_dir and (Path(given_dir) / "config.yaml").is_file():
+        file = f"{given_dir}/config.yaml"
+    if file is not None:
+        own = load_frozen(Path(file)).get("run", {}).get("name")
         if recipe is None and choices and own in composer.options("recipe"):  # engine=fsdp alone: of the run's recipe
             overrides, recipe = [*overrides, f"recipe={own}"], own
-        return _go_on(composer, overrides, Path(given_dir) / "config.yaml", recipe, world_size)
+        return _go_on(composer, overrides, Path(file), recipe, world_size)
     if recipe is None:
         raise UserError(f"which recipe? Say recipe=NAME.{nearest('', composer.options('recipe'))}")
     raw = _plain(composer.compose(overrides))

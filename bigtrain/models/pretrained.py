@@ -75,7 +75,8 @@ def from_config(config: dict[str, Any], task: str, vocab_size: int | None, class
     if vocab_size is not None and task != "image_classification":
         settings["vocab_size"] = vocab_size
     settings |= {key: value for key, value in config.items() if key != "model_type"}
-    known = vars(AutoConfig.for_model(kind)) | dict.fromkeys(CONFIG_MAPPING[kind].attribute_map)
+    plain = AutoConfig.for_model(kind)
+    known = vars(plain) | plain.to_dict() | dict.fromkeys(CONFIG_MAPPING[kind].attribute_map)
     for key in settings:
         if key not in known:
             raise UserError(f"model.config: {kind} has no setting '{key}'.{nearest(key, known)}")

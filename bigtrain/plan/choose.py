@@ -48,7 +48,8 @@ class Choice:
     def table(self) -> str:
         """The runners-up, and why the rest fell out."""
         fitting = [one for one in self.plans if one.fits is not False]
-        lines = ["chosen by engine=auto: " + " ".join(self.overrides())]
+        said = "chosen by engine=auto" if fitting else "engine=auto: nothing fits; this comes nearest"
+        lines = [f"{said}: " + " ".join(self.overrides())]
         if fitting[1:]:
             lines.append("runners-up:")
             lines += [f"  {_name(one):<58}{_cost(one)}" for one in fitting[1:SHOWN]]

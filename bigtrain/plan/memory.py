@@ -101,13 +101,7 @@ class _Walk:
         self.count: Counts = counts(shape)
         cut = self.count.layers * self.count.products if setup.tensor_parallel > 1 else 0
         self.states = states(self.count.total - cut + cut // setup.tensor_parallel, setup)
-        self.host = 0.0
-        if setup.offload_optimizer:
-            self.host += self.states["optimizer"]
-            self.states["optimizer"] = 0
-        if setup.offload_parameters:
-            self.host += self.states["parameters"]
-            self.states["parameters"] = 0
+        self.host = moved(self.states, setup)
 
     def points(self) -> dict[str, Memory]:
         """What is live at each point that may be the peak."""
@@ -200,6 +194,17 @@ def rows_at_once(shape: Shape, tokens: float, device: str) -> float:
     if device == "cuda":
         return min(tokens, max(shape.width // 2, 2**25 // shape.vocab_size))
     return min(tokens, max(1, 2**24 // shape.vocab_size))
+
+
+def moved(held: dict[str, float], setup: Setup) -> float:
+    """Bytes that go to the host's memory, taken out of what the device holds. Where DeepSpeed steps on the host, its
+    parts of the gradients are there too (`device` of `stage3.py` and `stage_1_and_2.py`)."""
+    kinds = ["optimizer"] * setup.offload_optimizer + ["parameters"] * setup.offload_parameters
+    if setup.offload_optimizer and setup.stage >= 2:
+        kinds.append("gradients")
+    host = sum(held[kind] for kind in kinds)
+    held.update(dict.fromkeys(kinds, 0.0))
+    return host
 
 
 def states(parameters: int, setup: Setup) -> dict[str, float]:

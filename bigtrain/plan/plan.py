@@ -166,6 +166,16 @@ def plan(
         memory=_memory(model, setup),
         pace=found,
         steps=_steps(config),
+        notes=_notes(hardware, where),
+    )
+
+
+def _notes(hardware: Hardware | None, where: Cluster) -> tuple[str, ...]:
+    if hardware is None or hardware.name == "CPU" or hardware.gpus <= where.each:
+        return ()
+    return (
+        f"note: {where.each} of a node's {hardware.gpus} GPUs train here, and the others are not in the cost; "
+        f"launcher.processes={hardware.gpus} with an engine for several, as engine=zero2, takes all",
     )
 
 

@@ -19,7 +19,7 @@ from bigtrain.config.schema import Hardware, RunConfig
 from bigtrain.engines.activations import enable_activation_checkpointing
 from bigtrain.engines.base import DTYPES
 from bigtrain.errors import UserError
-from bigtrain.plan.memory import Memory, Setup, states
+from bigtrain.plan.memory import Memory, Setup, moved, states
 from bigtrain.plan.pace import REACHED, Pace, messages, optimizer_seconds
 from bigtrain.plan.subject import vocabulary
 
@@ -47,8 +47,8 @@ def memory(found: Traced, setup: Setup) -> Memory:
     """The peak of one rank: what is kept and what stands beside it, or the optimizer's step."""
     held = states(found.trained, setup)
     frozen = (found.parameters - found.trained) * (setup.size if setup.deepspeed else 4)
-    host = held["optimizer"] if setup.offload_optimizer else 0.0
-    weights, optimizer = held["parameters"] + frozen, held["optimizer"] - host
+    host = moved(held, setup)
+    weights, optimizer = held["parameters"] + frozen, held["optimizer"]
     before = held["gradients"] if setup.accumulation > 1 or setup.engine == "ddp" else 0.0
     gathered = float(setup.size * found.parameters) if setup.stage == 3 else 0.0
     points = [

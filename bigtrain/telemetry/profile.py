@@ -48,9 +48,13 @@ class Profile:
             self._end(self._settings.steps)
 
     def close(self) -> None:
-        """What was recorded so far is written."""
-        if self._recording is not None:
-            self._end(max(1, self._seen - self._settings.start))
+        """What was recorded so far is written; where nothing was, that is said."""
+        from bigtrain.telemetry.progress import say
+
+        if self._recording is not None and self._seen > self._settings.start:
+            self._end(self._seen - self._settings.start)
+        elif self._seen <= self._settings.start:
+            say(f"profile: none, as this was {self._seen} steps and it begins behind profiler.start={self._settings.start}")
 
     def _begin(self) -> None:
         from torch.profiler import ProfilerActivity, profile

@@ -47,11 +47,15 @@ def test_weights_that_do_not_fit_are_refused(bigtrain: Run, prepared: str, tmp_p
         assert "Traceback" not in said
         return said
 
-    assert "no run folder or checkpoint nowhere" in refused("checkpoint.weights_from=nowhere")
+    said = refused("checkpoint.weights_from=firts")
+    assert "checkpoint.weights_from=firts: there is no such run or checkpoint. Did you mean 'first'?" in said
     (tmp_path / "empty").mkdir()
     assert "checkpoint.weights_from=empty holds no checkpoint" in refused("checkpoint.weights_from=empty")
     said = refused("checkpoint.weights_from=first", "model.width=64")
-    assert "Cannot start from first/checkpoints/step_00000001: it is a checkpoint of another model" in said
+    assert "checkpoint.weights_from=first is of a model with model.width=32, and this one has 64" in said
+    assert "with model.heads=2, and this one has 1" in refused("checkpoint.weights_from=first", "model.heads=1")
+    (tmp_path / "empty" / "config.json").touch()
+    assert "a Hugging Face folder: model.path" in refused("checkpoint.weights_from=empty")
 
     other = tmp_path / "other.txt"
     other.write_text("\n\n".join(f"Words of {number}, unlike those of the whale." for number in range(900)))

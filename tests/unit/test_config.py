@@ -105,6 +105,8 @@ def test_an_unknown_option_names_the_nearest() -> None:
         ("optimizer.lr=fast", ["optimizer.lr must be float, not 'fast'"]),
         ("trainer.activation_checkpointing=fll", ["none | selective | full", "Did you mean 'full'?"]),
         ("trainer=3", ["there is no trainer=3"]),
+        ("nodes=2", ["unknown key 'nodes'", "Did you mean 'launcher.nodes'?"]),
+        ("lr=1e-3", ["unknown key 'lr'", "Did you mean 'optimizer.lr'?"]),
         ("trainer.early_stopping={patients: 3}", ["unknown key 'trainer.early_stopping.patients'", "'patience'"]),
         ("trainer.max_steps=0", ["at least 1"]),
         ("trainer.grad_clip=-1", ["above 0"]),

@@ -129,6 +129,27 @@ def test_train_takes_what_auto_chose(capsys: pytest.CaptureFixture[str]) -> None
     assert plan(config).fits
 
 
+def test_nothing_is_called_chosen_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "recipe=pretrain/llama_8b", *TRILLION, "hardware=rtx4090", "engine=auto"]) == 1
+    said = capsys.readouterr().out
+    assert "engine=auto: nothing fits; this comes nearest: " in said and "chosen by" not in said
+
+
+def test_the_gradients_of_what_is_stepped_on_the_host_are_there_too() -> None:
+    words = ["recipe=pretrain/llama_8b", "hardware=h100x8", "data.path=x"]
+    here, away = (plan(compose([*words, f"engine={name}"]).config).memory for name in ("zero3", "zero3_offload"))
+    assert away.gradients == away.optimizer == away.parameters == 0 < here.gradients
+    assert away.host == pytest.approx(here.parameters + here.optimizer + 4 * 8_030_261_248 / 8)
+
+
+def test_gpus_that_stand_idle_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "recipe=quickstart", "hardware=h100x8", "engine=local"]
+    assert main([*words, "launcher.processes=1"]) == 0
+    assert "note: 1 of a node's 8 GPUs train here" in capsys.readouterr().out
+    assert main([*words, "launcher.processes=1", "hardware=h100"]) == 0
+    assert "note:" not in capsys.readouterr().out
+
+
 def test_memory_alone_where_no_hardware_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "recipe=pretrain/gpt2_124m"]) == 0
     said = capsys.readouterr().out

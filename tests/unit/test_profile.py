@@ -39,6 +39,13 @@ def test_a_run_that_ends_in_between_has_its_page_too(tmp_path: Path) -> None:
     assert (tmp_path / "profile" / "summary.md").read_text().startswith("# 2 steps, ")
 
 
+def test_a_run_that_is_too_short_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = Profile(tmp_path, torch.device("cpu"), Profiler(start=10, steps=3))
+    profile(1)
+    profile.close()
+    assert "profile: none, as this was 1 steps" in capsys.readouterr().out and not (tmp_path / "profile").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
