@@ -3,7 +3,8 @@
     python benchmarks/scaling.py --out benchmarks/results/scaling.json
 
 One thread a rank. More ranks than cores (or GPUs: they are left out) share them, and then more ranks cannot be faster:
-`tokens/s a core` divides by the cores that the ranks can have.
+`tokens/s a device` divides by the cores that the ranks can have. Beyond this machine there is `bigtrain plan`: what it
+says of weak scaling to 1,024 GPUs, which is not measured.
 """
 
 from __future__ import annotations
@@ -22,13 +23,32 @@ SIZES = ["model=toy", "data.sequence_length=128", "trainer.micro_batch_size=8", 
 A_RANK = 8
 """Samples a step."""
 ENGINE = "zero2"
+NODES = (1, 2, 8, 32, 128)
 
 
 def run(ranks: int, steps: int, root: Path) -> dict[str, Any]:
     """One run."""
     given = [f"engine={ENGINE}", f"launcher.processes={ranks}", f"trainer.global_batch_size={A_RANK * ranks}"]
     found = train([*SIZES, *given, f"trainer.max_steps={steps}"], root)
-    return found | {"tokens/s a core": found["tokens/s"] / min(ranks, cores())}
+    return found | {"tokens/s a device": found["tokens/s"] / min(ranks, cores())}
+
+
+def planned() -> dict[str, list[dict[str, Any]]]:
+    """Llama 8B at 16 samples a rank on nodes of 8 H100s, as planned."""
+    from bigtrain.config.compose import compose
+    from bigtrain.plan.plan import plan
+
+    found = {}
+    for nodes in NODES:
+        batch = f"trainer.global_batch_size={16 * 8 * nodes}"
+        config = compose(["recipe=pretrain/llama_8b", "hardware=h100x8", "data.path=none", batch], 8 * nodes).config
+        one = plan(config, nodes=nodes)
+        assert one.pace is not None
+        rate = one.pace.tokens_per_s
+        found[f"{8 * nodes} ranks"] = [
+            {"tokens/s": rate, "tokens/s a device": rate / (8 * nodes), "step": one.pace.step, "peak memory": one.needed}
+        ]
+    return found
 
 
 def cores() -> int:
@@ -49,6 +69,7 @@ def measure(rounds: int, small: bool, say: Callable[[str], None]) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         runs = {f"{count} ranks": partial(run, count, steps, Path(folder)) for count in counts}
         measured.groups[ENGINE] = in_turn(runs, rounds, say, measured.notes)
+    measured.groups["planned: llama_8b, H100"] = planned()
     return measured
 
 
@@ -56,11 +77,11 @@ SUITE = Suite(
     about=(__doc__ or "").partition("\n")[0],
     metrics={
         "tokens/s": metric(("tokens/s", 1.0), "higher"),
-        "tokens/s a core": metric(("tokens/s", 1.0), "higher"),
+        "tokens/s a device": metric(("tokens/s", 1.0), "higher"),
         "step": metric(MS),
         "peak memory": metric(MIB),
     },
-    pictured=("tokens/s", "tokens/s a core"),
+    pictured=("tokens/s", "tokens/s a device"),
     measure=measure,
     rounds=1,
 )

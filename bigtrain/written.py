@@ -95,26 +95,32 @@ def _made(trained: Trained, samples: Any, batch_size: int, beams: int, longest: 
 
 
 def _answered(trained: Trained, samples: Any, batch_size: int, beams: int, longest: int) -> Iterator[Texts]:
-    """By a causal model, of prompts of about one length at a time."""
+    """By a causal model, of prompts of about one length at a time; told in the order of the samples."""
     import torch
 
     generate: Any = trained.model.generate
-    asked = sorted((pair for number in range(len(samples)) for pair in answers(samples[number])), key=_length)
+    asked = [pair for number in range(len(samples)) for pair in answers(samples[number])]
+    if not asked or len(asked[0][0]) < 2:
+        raise UserError("what should it answer? The data have no prompts with answers: take data=conversations.")
+    order = sorted(range(len(asked)), key=lambda number: len(asked[number][0]))
+    found: dict[int, Tensor] = {}
     ends = sorted(end_tokens(trained))
     with progress_bar() as bar:
         task = bar.add_task("writing", total=len(asked))
         for start in range(0, len(asked), batch_size):
-            part = asked[start : start + batch_size]
-            size = max(map(_length, part))
+            part = order[start : start + batch_size]
+            prompts = [asked[number][0] for number in part]
+            size = len(prompts[-1])
             ids = torch.full((len(part), size), ends[0])
             mask = torch.zeros_like(ids)
-            for row, (prompt, _) in enumerate(part):
+            for row, prompt in enumerate(prompts):
                 ids[row, size - len(prompt) :], mask[row, size - len(prompt) :] = prompt, 1
             inputs = {"input_ids": ids.to(trained.device), "attention_mask": mask.to(trained.device)}
             written = generate(**inputs, max_new_tokens=longest, beams=beams, end_ids=ends).cpu()
-            for (prompt, answer), found in zip(part, written, strict=True):
-                yield prompt, found, answer
+            found |= zip(part, written, strict=True)
             bar.advance(task, len(part))
+    for number, (prompt, answer) in enumerate(asked):
+        yield prompt, found[number], answer
 
 
 def answers(sample: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
@@ -142,10 +148,6 @@ def answers(sample: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
             found.append((ids[begin : first + 1], labels[first : at + 1]))
             first = None
     return found
-
-
-def _length(asked: tuple[Tensor, Tensor]) -> int:
-    return len(asked[0])
 
 
 def bytes_of_tokens(tokenizer: Any, tokens: int) -> list[int]:

@@ -95,6 +95,9 @@ def answers_are_those_of_the_chat(bigtrain: Run, run: Path, out: Path) -> None:
         "generate", str(run), "--chat", "--prompt", prompt, "--max-new-tokens", "128", "--temperature", "0"
     ).stdout
     assert alone.strip() == each["written"]
+    plain = ["data=text", "data.path=pkg://bigtrain/data/corpus/moby-dick.txt.xz", "data.sequence_length=96"]
+    few = ["trainer.eval_batches=1", "task=translation"]
+    assert "take data=conversations" in bigtrain("evaluate", str(run), *plain, *few, code=2).stderr
 
 
 def test_adapters_and_models_that_fit_nowhere_are_said_first(bigtrain: Run, rows: Path, tmp_path: Path) -> None:
