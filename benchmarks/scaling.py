@@ -45,9 +45,9 @@ def planned() -> dict[str, list[dict[str, Any]]]:
         one = plan(config, nodes=nodes)
         assert one.pace is not None
         rate = one.pace.tokens_per_s
-        found[f"{8 * nodes} ranks"] = [
-            {"tokens/s": rate, "tokens/s a device": rate / (8 * nodes), "step": one.pace.step, "peak memory": one.needed}
-        ]
+        a_device = rate / (8 * nodes)
+        figures = {"tokens/s": rate, "tokens/s a device": a_device, "step": one.pace.step, "peak memory": one.needed}
+        found[f"{8 * nodes} ranks"] = [figures]
     return found
 
 

@@ -100,6 +100,7 @@ Memory of a rank, time of a step, days and money of the run, from the configurat
   nodes=N             how many of them
   engine=auto         the cheapest engine, micro-batch, activation checkpointing and tensor parallelism that fit
   --json              the same as JSON, in bytes, seconds, tokens and dollars
+  --dry               and a step of rank 0 here, among ranks that do not exist: shapes, shares and messages, counted
 
 {OVERRIDES}
 

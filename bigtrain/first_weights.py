@@ -1,4 +1,4 @@
-"""`checkpoint.weights_from`: a new run begins with the weights of another one, of the same model and the same tokens."""
+"""`checkpoint.weights_from`: a new run begins with the weights of another one, of the same model and tokens."""
 
 from __future__ import annotations
 

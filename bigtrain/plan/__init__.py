@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from bigtrain.config.schema import RunConfig
 from bigtrain.errors import EXIT_DONE, EXIT_FAILED, UserError
@@ -16,14 +17,15 @@ def main(argv: Sequence[str]) -> int:
     from bigtrain.plan.plan import plan
     from bigtrain.plan.show import text
 
-    words, nodes = [word for word in argv if not word.startswith("nodes=") and word != "--json"], None
+    words, nodes = [word for word in argv if not word.startswith("nodes=") and word not in ("--json", "--dry")], None
     for word in argv:
         if word.startswith("nodes="):
             nodes = _number(word)
-    config = _composed(words)
+    words, config = _composed(words)
     if config.engine.name == "auto":
         chosen = choose(config, nodes)
         found = chosen.best
+        words = [*(word for word in words if word != "engine=auto"), *chosen.overrides()]
         said = f"{text(found)}\n\n{chosen.table()}"
     else:
         found = plan(config, nodes=nodes)
@@ -32,20 +34,28 @@ def main(argv: Sequence[str]) -> int:
         said += f"\n{past}"
     if found.fits is False:
         said += f"\n\n{smallest(config, found.where.nodes)}"
-    print(json.dumps(found.as_dict(), indent=2) if "--json" in argv else said)
+    told = found.as_dict()
+    if "--dry" in argv:
+        from bigtrain.plan.dry import dry
+
+        step = dry(words, found)
+        said += f"\n\n{step.text()}"
+        told |= {"dry": asdict(step)}
+    print(json.dumps(told, indent=2) if "--json" in argv else said)
     return EXIT_FAILED if found.fits is False else EXIT_DONE
 
 
-def _composed(words: Sequence[str]) -> RunConfig:
-    """The configuration; what the data are does not matter here, but for their tokenizer."""
+def _composed(words: Sequence[str]) -> tuple[Sequence[str], RunConfig]:
+    """The words and their configuration; what the data are does not matter here, but for their tokenizer."""
     from bigtrain.config.compose import compose
 
     try:
-        return compose(words).config
+        return words, compose(words).config
     except UserError as error:
         if not str(error).startswith("data.path has no value"):
             raise
-    return compose([*words, "data.path=not-said"]).config
+    words = [*words, "data.path=not-said"]
+    return words, compose(words).config
 
 
 def _number(word: str) -> int:

@@ -38,6 +38,8 @@ class Pace:
     flops_per_token: float
     peak: float
     """FLOP/s of all devices."""
+    sent: float
+    """Bytes that a rank sends."""
 
     @property
     def step(self) -> float:
@@ -107,11 +109,13 @@ def pace(shape: Shape, setup: Setup, hardware: Hardware, peak: float, nodes: int
         traffic += micro * 6 * count.total / memory
 
     sending = messages(count.total // parts, setup, hardware, nodes, (products + attention) / micro)
+    bytes_sent = sent(count.total // parts, setup)
     if parts > 1:  # two sums of activations a block, forward and backward; nothing to hide them behind
         rounds = 4 + 2 * again
         share = 2 * (parts - 1) / parts
-        sent = shape.layers * rounds * share * tokens * shape.width * size
-        sending += micro * sent / (hardware.link * 1e9 * REACHED)
+        sums = micro * shape.layers * rounds * share * tokens * shape.width * size
+        sending += sums / (hardware.link * 1e9 * REACHED)
+        bytes_sent += sums
     return Pace(
         products=products,
         attention=attention,
@@ -127,6 +131,7 @@ def pace(shape: Shape, setup: Setup, hardware: Hardware, peak: float, nodes: int
             sequence_length=setup.sequence_length,
         ),
         peak=peak * ranks,
+        sent=bytes_sent,
     )
 
 
@@ -167,15 +172,34 @@ def messages(parameters: int, setup: Setup, hardware: Hardware, nodes: int, comp
     link, network = hardware.link * 1e9 * REACHED, hardware.network * 1e9 * REACHED
     # Between nodes the GPUs of a node share the work: each sends a part of it through its own adapter.
     slowest = min(link, network * hardware.gpus) if nodes > 1 else link
-    ring = (ranks - 1) / ranks / slowest
-    weights, gradients = parameters * setup.size * ring, parameters * 4 * ring
+    weights, gradients = (volume / slowest for volume in _volumes(parameters, setup))
     forward, backward = computing / 3, computing * 2 / 3
     if setup.stage == 3:  # gathered forward and backward, in each micro-batch; gradients are sent in each one too
         open_ = _left(weights, forward) + _left(weights + gradients, backward)
         return setup.accumulation * open_
-    sent = gradients * (2 if setup.stage == 0 else 1)
-    each = setup.accumulation if setup.stage == 2 else 1  # ZeRO-2 sends in every micro-batch
-    return each * _left(sent, backward) + (weights if setup.stage > 0 else 0.0)
+    return _rounds(setup) * _left(gradients * _ways(setup), backward) + (weights if setup.stage > 0 else 0.0)
+
+
+def sent(parameters: int, setup: Setup) -> float:
+    """Bytes that a rank sends in a step for so many trained parameters, by collectives in rings."""
+    weights, gradients = _volumes(parameters, setup)
+    if setup.stage == 3:
+        return setup.accumulation * (2 * weights + gradients)
+    return _rounds(setup) * _ways(setup) * gradients + (weights if setup.stage > 0 else 0.0)
+
+
+def _volumes(parameters: int, setup: Setup) -> tuple[float, float]:
+    """Bytes that a rank sends to gather all weights, and to sum all gradients where each rank keeps a part."""
+    share = (setup.ranks - 1) / setup.ranks
+    return parameters * setup.size * share, parameters * 4 * share
+
+
+def _rounds(setup: Setup) -> int:
+    return setup.accumulation if setup.stage == 2 else 1  # ZeRO-2 sends in every micro-batch
+
+
+def _ways(setup: Setup) -> int:
+    return 2 if setup.stage < 3 else 1  # summed and told to all: ZeRO-1 and 2 too (`allreduce_and_scatter`)
 
 
 def _left(sending: float, computing: float) -> float:

@@ -47,6 +47,11 @@ class Plan:
         return counts(self.model).total if isinstance(self.model, Shape) else self.model.parameters
 
     @property
+    def trained(self) -> int:
+        """Of the parameters."""
+        return self.parameters if isinstance(self.model, Shape) else self.model.trained
+
+    @property
     def needed(self) -> float:
         """Bytes of a device, with the driver's and the allocator's own."""
         gpu = self.setup.device == "cuda"

@@ -89,6 +89,8 @@ def time_lines(plan: Plan) -> list[str]:
     device = plan.setup.device == "cuda"
     rate = f"{pace.tokens_per_s:,.0f} tokens/s, {pace.tokens_per_s / plan.where.ranks:,.0f} a rank"
     lines.append(rate + (f", MFU {pace.mfu:.1%}" if device else ""))
+    if pace.sent:
+        lines.append(f"{pace.sent / 1e9:,.3g} GB of messages from each rank")
     if plan.seconds is not None:
         assert plan.steps is not None
         cost = "" if plan.dollars is None else f", {plan.dollars:,.0f} dollars"

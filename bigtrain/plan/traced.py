@@ -5,8 +5,9 @@ A model that cannot be run on such (a packed LSTM reads the lengths of its seque
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from bigtrain.engines.activations import enable_activation_checkpointing
 from bigtrain.engines.base import DTYPES
 from bigtrain.errors import UserError
 from bigtrain.plan.memory import Memory, Setup, moved, states
-from bigtrain.plan.pace import REACHED, Pace, messages, optimizer_seconds
+from bigtrain.plan.pace import REACHED, Pace, messages, optimizer_seconds, sent
 from bigtrain.plan.subject import vocabulary
 
 REAL = 100_000_000
@@ -74,6 +75,7 @@ def pace(found: Traced, setup: Setup, hardware: Hardware, peak: float, nodes: in
         tokens=tokens * setup.accumulation * setup.ranks,
         flops_per_token=3 * found.flops / tokens,
         peak=peak * setup.ranks,
+        sent=sent(found.trained, setup),
     )
 
 
@@ -83,28 +85,38 @@ def traced(config: RunConfig) -> Traced:
     Raises:
         UserError: it can be run neither without memory nor, as it is too large, for real.
     """
-    component = _without_weights(config.model)
-    fresh = replace(config, model=component)
     try:
-        with FakeTensorMode():
-            return _counted(fresh)
+        with _without_memory():
+            return _counted(config)
     except UserError:
         raise
     except Exception as fault:  # of any kind: the model is anyone's
-        with FakeTensorMode():
-            parameters = sum(p.numel() for p in _model(fresh).parameters())
+        with _without_memory():
+            parameters = sum(p.numel() for p in model(config).parameters())
         if parameters > REAL:
             raise UserError(
-                f"{component['_target_']} cannot be run without memory ({type(fault).__name__}), and is too large to "
-                "be run here: train a few steps of it and look at memory_peak_bytes."
+                f"{config.model['_target_']} cannot be run without memory ({type(fault).__name__}), and is too large "
+                "to be run here: train a few steps of it and look at memory_peak_bytes."
             ) from fault
-        return _counted(fresh)
+        return _counted(config)
+
+
+@contextmanager
+def _without_memory() -> Iterator[None]:
+    """No tensor has any, and no module is moved: peft moves its adapters, and these cannot be moved in place."""
+    moved = nn.Module.to
+    nn.Module.to = lambda module, *given, **named: module  # type: ignore[method-assign,assignment]
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        nn.Module.to = moved  # type: ignore[method-assign]
 
 
 def _counted(config: RunConfig) -> Traced:
-    model, objective = _model(config), build(config.objective, "objective")
-    enable_activation_checkpointing(model, config.trainer.activation_checkpointing)
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    made, objective = model(config), build(config.objective, "objective")
+    enable_activation_checkpointing(made, config.trainer.activation_checkpointing)
+    weights = {p.untyped_storage()._cdata for p in made.parameters()}
     pieces: dict[int, int] = {}
     held = []  # else a piece that is freed may have its place taken by another
 
@@ -119,20 +131,30 @@ def _counted(config: RunConfig) -> Traced:
     low = torch.autocast("cpu", dtype) if dtype is not torch.float32 else nullcontext()
     counter = FlopCounterMode(display=False)
     with low, counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        objective.loss(model, batch(config, model))
+        objective.loss(made, batch(config))
     return Traced(
-        parameters=sum(p.numel() for p in model.parameters()),
-        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters=sum(p.numel() for p in made.parameters()),
+        trained=sum(p.numel() for p in made.parameters() if p.requires_grad),
         kept=float(sum(pieces.values())),
         largest=float(max(pieces.values(), default=0)),
         flops=float(counter.get_total_flops()),
     )
 
 
-def _model(config: RunConfig) -> nn.Module:
+def model(config: RunConfig) -> nn.Module:
+    """The model that the configuration asks for, with as many tokens as are known, and classes."""
+    component = config.model
+    made = _built(config, component)
+    if component.get("teacher"):
+        path = str(component["teacher"])
+        teacher: Any = _built(config, component | {"path": path, "config": None, "lora": None})
+        made.stand_beside(teacher, path)
+    return made
+
+
+def _built(config: RunConfig, component: dict[str, Any]) -> Any:
     known = {"vocab_size": vocabulary(config) or 32_000, "classes": CLASSES}
-    model: nn.Module = build(config.model, "model", **known).train()
-    return model
+    return build(_without_weights(component), "model", **known).train()
 
 
 def _without_weights(component: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +168,7 @@ def _without_weights(component: dict[str, Any]) -> dict[str, Any]:
     return component | {"path": None, "config": config, "teacher": None}
 
 
-def batch(config: RunConfig, model: nn.Module) -> dict[str, Tensor]:
+def batch(config: RunConfig) -> dict[str, Tensor]:
     """A micro-batch as the recipe's data make it."""
     samples = config.trainer.micro_batch_size
     kind = str(config.objective["_target_"]).rpartition(".")[2]
@@ -158,8 +180,11 @@ def batch(config: RunConfig, model: nn.Module) -> dict[str, Tensor]:
         raise UserError("bigtrain plan needs data.sequence_length.")
     ids = torch.ones(samples, length, dtype=torch.long)
     found = {"input_ids": ids}
-    if kind == "causal_lm":
+    if kind in ("causal_lm", "distillation"):
         return found | {"labels": ids.clone()}
+    if kind == "dpo":  # the better answer and the worse one
+        both = ids[:, None].expand(-1, 2, -1)
+        return {"input_ids": both, "labels": both.clone()}
     found["attention_mask"] = ids.clone()
     if kind == "masked_lm":
         return found | {"labels": ids.clone()}

@@ -54,7 +54,8 @@ class Profile:
         if self._recording is not None and self._seen > self._settings.start:
             self._end(self._seen - self._settings.start)
         elif self._seen <= self._settings.start:
-            say(f"profile: none, as this was {self._seen} steps and it begins behind profiler.start={self._settings.start}")
+            start = self._settings.start
+            say(f"profile: none, as this was {self._seen} steps and it begins behind profiler.start={start}")
 
     def _begin(self) -> None:
         from torch.profiler import ProfilerActivity, profile

@@ -1,0 +1,137 @@
+"""`bigtrain plan … --dry`: one step of rank 0 among ranks that do not exist, through the engine's own code.
+
+Torch's fake process group takes the messages and sends them nowhere. So the batch is divided, the model is sharded and
+the messages are counted as they would be on a real cluster of that size, on this machine's CPU; what they say is not
+right, and so is no loss.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bigtrain.assembly import build_optimizer
+from bigtrain.config.components import build
+from bigtrain.config.compose import compose
+from bigtrain.config.rules import accumulation
+from bigtrain.distributed import Ranks
+from bigtrain.engines import build_engine
+from bigtrain.errors import UserError
+from bigtrain.plan import traced
+from bigtrain.plan.pace import sent
+from bigtrain.plan.plan import GIB, Plan
+from bigtrain.plan.subject import setup_of
+
+TIMES = {"allreduce_": 2}
+"""A sum for all goes round the ring twice, all else once."""
+A_PARAMETER = 20
+"""Bytes at most that a rank needs while it builds: weights, gradients, two moments, a copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dry:
+    """What a step was seen to do."""
+
+    ranks: int
+    micro_batches: int
+    samples: int
+    """Of a micro-batch."""
+    parameters: int
+    held: int
+    """Parameters whose optimizer state is on this rank."""
+    sent: dict[str, float]
+    """Bytes that a rank sends, by collective."""
+    planned: float
+    """Bytes that a rank sends, by `bigtrain plan`."""
+
+    def text(self) -> str:
+        """In words."""
+        kinds = ", ".join(f"{name.strip('_')} {size / 1e6:,.4g} MB" for name, size in sorted(self.sent.items()) if size)
+        counted = sum(self.sent.values())
+        return (
+            f"dry run: a step of rank 0 of {self.ranks:,}, {self.micro_batches} micro-batches of {self.samples} "
+            f"samples\n  optimizer state of {self.held:,} of {self.parameters:,} parameters on it\n"
+            f"  sent: {counted / 1e6:,.4g} MB ({kinds or 'nothing'}); planned: {self.planned / 1e6:,.4g} MB"
+        )
+
+
+class _Counted(TorchDispatchMode):
+    """Bytes that a rank sends in rings, by collective."""
+
+    def __init__(self, ranks: int) -> None:
+        super().__init__()
+        self.share, self.found = (ranks - 1) / ranks, Counter[str]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function._schema.name.partition("c10d::")[2]
+        if name:  # the larger of what goes in and what comes out
+            sizes = [_bytes(part) for part in args]
+            self.found[name] += TIMES.get(name, 1) * self.share * max(sizes, default=0)  # type: ignore[assignment]
+        return function(*args, **(kwargs or {}))
+
+
+def _bytes(part: Any) -> int:
+    if isinstance(part, Tensor):
+        return part.numel() * part.element_size()
+    return sum(map(_bytes, part)) if isinstance(part, list | tuple) else 0
+
+
+def dry(words: Sequence[str], plan: Plan) -> Dry:
+    """A step of what was planned.
+
+    Raises:
+        UserError: the model is too large for this machine; the engine does not run on a CPU.
+    """
+    ranks = plan.where.ranks
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    needed = A_PARAMETER * plan.parameters
+    if needed > room:
+        raise UserError(
+            f"--dry builds the model here: {plan.parameters:,} parameters need {needed / GIB:.0f} GiB, and {room / GIB:.0f} are free. Take fewer layers, as model.layers=2."
+        )
+    config = compose([*words, "trainer.device=cpu"], ranks).config
+    objective = build(config.objective, "objective")
+    place = Ranks(0, ranks, 0, ranks, torch.device("cpu"), plan.setup.tensor_parallel * plan.setup.sequence_parallel)
+    os.environ |= {"RANK": "0", "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(ranks)}
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        engine = build_engine(
+            config, lambda: traced.model(config), objective, lambda model: build_optimizer(config, model), place
+        )
+        _answer(engine)
+        batch: Mapping[str, Tensor] = traced.batch(config)
+        micro_batches = [dict(batch)] * accumulation(config.trainer, place.data_ranks)
+        with _Counted(ranks) as counted:
+            engine.train_step(micro_batches, max(1, objective.count(batch)) * len(micro_batches), 1.0)
+        held = sum(one.numel for one in engine.fragments() if "weight" in one.tensors)
+    finally:
+        dist.destroy_process_group()
+    return Dry(
+        ranks, len(micro_batches), config.trainer.micro_batch_size, plan.parameters, held, dict(counted.found),
+        sent(plan.trained, setup_of(config, plan.where, "cpu")),
+    )  # fmt: skip
+
+
+def _answer(engine: Any) -> None:
+    """DDP's own messages want an answer, which the fake group has not."""
+    forward = getattr(engine, "_forward", None)
+    if isinstance(forward, DistributedDataParallel):
+        forward.register_comm_hook(None, lambda state, bucket: _summed(bucket))
+
+
+def _summed(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    dist.all_reduce(bucket.buffer())
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
