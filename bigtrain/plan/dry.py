@@ -96,7 +96,8 @@ def dry(words: Sequence[str], plan: Plan) -> Dry:
     needed = A_PARAMETER * plan.parameters
     if needed > room:
         raise UserError(
-            f"--dry builds the model here: {plan.parameters:,} parameters need {needed / GIB:.0f} GiB, and {room / GIB:.0f} are free. Take fewer layers, as model.layers=2."
+            f"--dry builds the model here: {plan.parameters:,} parameters need {needed / GIB:.0f} GiB, and "
+            f"{room / GIB:.0f} are free. Take fewer layers, as model.layers=2."
         )
     config = compose([*words, "trainer.device=cpu"], ranks).config
     objective = build(config.objective, "objective")
