@@ -45,9 +45,10 @@ class Dry:
     micro_batches: int
     samples: int
     """Of a micro-batch."""
-    parameters: int
+    trained: int
+    """Parameters that are trained."""
     held: int
-    """Parameters whose optimizer state is on this rank."""
+    """Of them, those that this rank steps."""
     sent: dict[str, float]
     """Bytes that a rank sends, by collective."""
     planned: float
@@ -59,7 +60,7 @@ class Dry:
         counted = sum(self.sent.values())
         return (
             f"dry run: a step of rank 0 of {self.ranks:,}, {self.micro_batches} micro-batches of {self.samples} "
-            f"samples\n  optimizer state of {self.held:,} of {self.parameters:,} parameters on it\n"
+            f"samples\n  it steps {self.held:,} of {self.trained:,} parameters\n"
             f"  sent: {counted / 1e6:,.4g} MB ({kinds or 'nothing'}); planned: {self.planned / 1e6:,.4g} MB"
         )
 
@@ -115,11 +116,12 @@ def dry(words: Sequence[str], plan: Plan) -> Dry:
         micro_batches = [dict(batch)] * accumulation(config.trainer, place.data_ranks)
         with _Counted(ranks) as counted:
             engine.train_step(micro_batches, max(1, objective.count(batch)) * len(micro_batches), 1.0)
-        held = sum(one.numel for one in engine.fragments() if "weight" in one.tensors)
+        trained = {name for name, p in engine.model.named_parameters() if p.requires_grad}
+        held = sum(one.numel for one in engine.fragments() if one.name in trained)
     finally:
         dist.destroy_process_group()
     return Dry(
-        ranks, len(micro_batches), config.trainer.micro_batch_size, plan.parameters, held, dict(counted.found),
+        ranks, len(micro_batches), config.trainer.micro_batch_size, plan.trained, held, dict(counted.found),
         sent(plan.trained, setup_of(config, plan.where, "cpu")),
     )  # fmt: skip
 

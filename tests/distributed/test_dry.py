@@ -33,7 +33,7 @@ def test_the_messages_are_those_that_are_planned(engine: str) -> None:
     assert found["micro_batches"] == 2
     close = 0.05 if engine == "fsdp" else 0.02  # its last unit is gathered once
     assert sum(found["sent"].values()) == pytest.approx(found["planned"], rel=close)
-    whole = found["parameters"]
+    whole = found["trained"]
     assert found["held"] == whole if engine == "ddp" else whole / 8 <= found["held"] < whole / 8 + 64
 
 
@@ -44,7 +44,7 @@ def test_a_recipe_takes_a_step_among_1024_ranks(recipe: str, tmp_path: Path) -> 
     words = ["trainer.global_batch_size=4096" if "global_batch" in word else word for word in words]
     found = dry(*words, "engine=zero2", "launcher.processes=8", "nodes=128")
     assert found["ranks"] == 1024 and found["micro_batches"] == 1
-    assert 0 < found["held"] < 64 + found["parameters"] / 100
+    assert 0 < found["held"] < 64 + found["trained"] / 100
 
 
 def test_what_is_too_large_for_this_machine_is_said(capsys: pytest.CaptureFixture[str]) -> None:
