@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_FAILED if found.fits is False else EXIT_DONE
 
 
-def _composed(words: Sequence[str]) -> tuple[Sequence[str], RunConfig]:
+def _composed(words: list[str]) -> tuple[list[str], RunConfig]:
     """The words and their configuration; what the data are does not matter here, but for their tokenizer."""
     from bigtrain.config.compose import compose
 

@@ -144,11 +144,11 @@ def _counted(config: RunConfig) -> Traced:
 def model(config: RunConfig) -> nn.Module:
     """The model that the configuration asks for, with as many tokens as are known, and classes."""
     component = config.model
-    made = _built(config, component)
+    made: nn.Module = _built(config, component)
     if component.get("teacher"):
         path = str(component["teacher"])
         teacher: Any = _built(config, component | {"path": path, "config": None, "lora": None})
-        made.stand_beside(teacher, path)
+        made.stand_beside(teacher, path)  # type: ignore[operator]
     return made
 
 
