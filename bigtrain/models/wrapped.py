@@ -126,7 +126,7 @@ class HuggingFace(nn.Module):
         one of `end_ids`, and filled up by the first of them."""
         found: Tensor = self.hf.generate(
             input_ids=input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, num_beams=beams,
-            do_sample=False, eos_token_id=end_ids, pad_token_id=end_ids[0],
+            do_sample=False, eos_token_id=end_ids, pad_token_id=end_ids[0], early_stopping=beams > 1,
         )  # fmt: skip
         return found[:, input_ids.shape[1] :]
 
