@@ -128,7 +128,6 @@ def lstm(
     dropout: float = 0.2,
     word_dropout: float = 0.0,
     word_shuffle: float = 0.0,
-    word_noise: float = 0.0,
     lexical: bool = False,
     tied: bool = True,
     start_id: int = 0,
@@ -143,8 +142,6 @@ def lstm(
         word_dropout: of whole tokens that are read, while training (arXiv:1512.05287): texts in other words.
         word_shuffle: share of the samples whose tokens are read in random order, while training (arXiv:1711.00043):
             texts in another order of words.
-        word_noise: share of the tokens that are read as any others, while training (arXiv:1703.02573): texts with words
-            between that say nothing.
         lexical: what is looked at goes to the head directly too: words are copied, or translated one by one
             (arXiv:1710.01329).
         tied: one matrix for embedding and head.
@@ -165,7 +162,6 @@ def lstm(
             dropout,
             word_dropout,
             word_shuffle,
-            word_noise,
             lexical,
             tied,
             start_id,

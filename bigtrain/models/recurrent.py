@@ -23,12 +23,6 @@ def shuffled(ids: Tensor, attention_mask: Tensor, share: float) -> Tensor:
     return ids.gather(1, at.where(stay, keys.argsort(1)))
 
 
-def noisy(ids: Tensor, attention_mask: Tensor, share: float, vocab_size: int) -> Tensor:
-    """ids (B, S) with a share of the tokens, but no padding, replaced by any of the vocabulary."""
-    other = torch.randint_like(ids, vocab_size)
-    return other.where((torch.rand(ids.shape, device=ids.device) < share) & (attention_mask != 0), ids)
-
-
 class LSTMSeq2Seq(nn.Module):
     """Reads a text in both directions, then writes another, looking at all that it has read at every token.
 
@@ -45,7 +39,6 @@ class LSTMSeq2Seq(nn.Module):
         dropout: float,
         word_dropout: float,
         word_shuffle: float,
-        word_noise: float,
         lexical: bool,
         tied: bool,
         start_id: int,
@@ -57,10 +50,8 @@ class LSTMSeq2Seq(nn.Module):
             raise UserError("model.layers: at least 1; model.dropout and model.word_dropout: at least 0 and below 1.")
         if not 0 <= word_shuffle <= 1:
             raise UserError(f"model.word_shuffle={word_shuffle}: a share of the samples, from 0 to 1.")
-        if not 0 <= word_noise < 1:
-            raise UserError(f"model.word_noise={word_noise}: a share of the tokens, at least 0 and below 1.")
         self.vocab_size, self.start_id, self.layers = vocab_size, start_id, layers
-        self.word_shuffle, self.word_noise = word_shuffle, word_noise
+        self.word_shuffle = word_shuffle
         self.embedding = nn.Embedding(vocab_size, width)
         inside = dropout if layers > 1 else 0.0
         self.encoder = nn.LSTM(width, width // 2, layers, dropout=inside, bidirectional=True, batch_first=True)
@@ -91,8 +82,6 @@ class LSTMSeq2Seq(nn.Module):
         lengths = attention_mask.sum(1).clamp(min=1).cpu()
         if self.training and self.word_shuffle:
             input_ids = shuffled(input_ids, attention_mask, self.word_shuffle)
-        if self.training and self.word_noise:
-            input_ids = noisy(input_ids, attention_mask, self.word_noise, self.vocab_size)
         words = self.word_dropout(self._embedded(input_ids))  # whole tokens: (B, S, W) drops rows of W
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         read, (hidden, cell) = self.encoder(packed)

@@ -82,8 +82,7 @@ def tasks(folder: Path, model: Path | None = None) -> dict[str, list[str]]:
         "vit": ["recipe=vision/vit", f"data.path={folder}/digits", "model.image_size=8", "model.patch_size=4",
                 "model.width=32", "model.layers=2", "model.dropout=0.0"],
         "lstm": ["recipe=chatbot/lstm", f"data.path={folder}/pairs.tsv", "data.vocab_size=300", "model.width=32",
-                 "model.dropout=0.0", "model.word_dropout=0.0", "model.word_shuffle=0.0", "model.word_noise=0.0",
-                 "data.held_out=0.2"],
+                 "model.dropout=0.0", "model.word_dropout=0.0", "model.word_shuffle=0.0", "data.held_out=0.2"],
     }  # fmt: skip
     if model is not None:
         chat = ["data.tokenizer=" + str(model), f"model.path={model}", "data.sequence_length=96", "data.split=train"]

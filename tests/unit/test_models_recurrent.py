@@ -9,7 +9,7 @@ import torch
 
 from bigtrain.errors import UserError
 from bigtrain.models import lstm
-from bigtrain.models.recurrent import LSTMSeq2Seq, noisy, shuffled
+from bigtrain.models.recurrent import LSTMSeq2Seq, shuffled
 from bigtrain.models.search import beam_search
 
 END = 0
@@ -104,17 +104,6 @@ def test_shuffled_are_the_same_tokens_and_padding_stays() -> None:
     torch.testing.assert_close(made(**given), model().eval()(**given))  # not while evaluating
 
 
-def test_noise_takes_a_share_of_the_tokens_and_no_padding() -> None:
-    torch.manual_seed(0)
-    ids, mask = torch.zeros(50, 40, dtype=torch.long), torch.ones(50, 40, dtype=torch.long)
-    mask[:, 30:] = 0
-    found = noisy(ids, mask, 0.2, 1000)
-    assert (found[:, 30:] == 0).all() and 0.17 < (found[:, :30] != 0).float().mean() < 0.23
-    made = model(word_noise=0.5).eval()
-    first, second = (made.read(ids[:, :5] + 3, mask[:, :5])[0] for _ in range(2))
-    assert torch.equal(first, second), "while training alone"
-
-
 @pytest.mark.parametrize("lexical", [False, True])
 def test_it_learns_to_copy(lexical: bool) -> None:
     made = model(width=32, layers=1, lexical=lexical)
@@ -136,7 +125,6 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ({"width": 15}, "even number"),
     ({"layers": 0}, "at least 1"),
     ({"word_shuffle": 1.5}, "word_shuffle=1.5: a share"),
-    ({"word_noise": 1.0}, "word_noise=1.0: a share"),
     ({"vocab_size": None}, "vocab_size has no value"),
 ]
 
