@@ -26,11 +26,14 @@ def check(path: str, config: RunConfig) -> None:
     if listed(config.run.dir or ""):
         return
     folder = Path(path).expanduser()
+    if folder.is_file():
+        raise UserError(f"{KEY}={path} is a file: give the run's folder, {folder.parent}.")
     if not folder.is_dir():
         raise UserError(f"{KEY}={path}: there is no such run or checkpoint.{nearest_path(folder)}")
     if not listed(path):
-        export = " It is an export or a Hugging Face folder: model.path." if (folder / "config.json").is_file() else ""
-        raise UserError(f"{KEY}={path} holds no checkpoint.{export}")
+        export = (folder / "config.json").is_file()
+        hint = f" It is an export or another Hugging Face folder: model.path={path} begins with that." if export else ""
+        raise UserError(f"{KEY}={path} holds no checkpoint.{hint}")
     run = folder.parent.parent if (folder / "manifest.json").is_file() else folder
     if (run / "config.yaml").is_file():
         _check_same(path, load_frozen(run / "config.yaml").get("model", {}), config.model)

@@ -54,15 +54,19 @@ def measure(
     totals: list[Any] = [0.0] * len(metrics)
     tokenizer = trained.need_tokenizer()
     lines = out.open("w", encoding="utf-8") if out else None
+    turn = end_of_turn(tokenizer)
 
     def text(ids: Any) -> str:
         kept = [token for token in ids.tolist() if token >= 0]
         said: str = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return said.strip()
 
+    def answer(ids: Any) -> str:
+        return text(ids).partition(turn)[0].strip() if turn else text(ids)
+
     write = _made if getattr(trained.model, "task", None) == "seq2seq" else _answered
     for source, written, labels in write(trained, samples, batch_size, beams, longest):
-        hypothesis, reference = text(written), text(labels)
+        hypothesis, reference = answer(written), answer(labels)
         for at, metric in enumerate(metrics):
             totals[at] = totals[at] + metric.statistics(hypothesis, [reference])
         if lines is not None:
@@ -74,6 +78,15 @@ def measure(
     for metric, total in zip(metrics, totals, strict=True):
         found |= metric.score(np.asarray(total, np.float64))
     return found
+
+
+def end_of_turn(tokenizer: Any) -> str:
+    """What the chat template writes behind an answer: words like any others to a tokenizer that was trained without."""
+    if not tokenizer.chat_template:
+        return ""
+    talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "0!0"}]
+    made: str = tokenizer.apply_chat_template(talk, tokenize=False)
+    return made.rpartition("0!0")[2].strip()
 
 
 def _made(trained: Trained, samples: Any, batch_size: int, beams: int, longest: int) -> Iterator[Texts]:

@@ -10,7 +10,7 @@ import copy
 import datetime
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from bigtrain.config.components import (
 )
 from bigtrain.config.rules import check_going_on, check_rules
 from bigtrain.config.schema import Component, RunConfig
-from bigtrain.errors import UserError, nearest
+from bigtrain.errors import UserError, nearest, nearest_path
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -35,6 +35,9 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 
 PENDING = ".pending.yaml"
 """How a run folder hands a configuration to its ranks; it becomes `config.yaml` once they have taken it up."""
+
+World = int | Callable[[RunConfig], int] | None
+"""Ranks in all, or how to tell them from the configuration; None: those that the launcher would start."""
 
 
 @dataclass(slots=True)
@@ -207,10 +210,10 @@ def import_from_here() -> None:
         sys.path.append(str(Path.cwd()))
 
 
-def checked(raw: dict[str, Any], origin: Origin = nowhere, world_size: int | None = None) -> RunConfig:
+def checked(raw: dict[str, Any], origin: Origin = nowhere, world_size: World = None) -> RunConfig:
     """`raw` as a `RunConfig`: keys and types, then the rules across fields, then the components' signatures."""
     config = _filled(raw, origin)
-    check_rules(config, world_size)
+    check_rules(config, world_size(config) if callable(world_size) else world_size)
     check_components(config, origin)
     return config
 
@@ -225,7 +228,7 @@ def compose_data(arguments: Sequence[str]) -> Component:
     return check_component(raw["data"], "data", 0, origin)
 
 
-def compose(arguments: Sequence[str], world_size: int | None = None) -> Composed:
+def compose(arguments: Sequence[str], world_size: World = None) -> Composed:
     """Compose and check what `bigtrain train` and the bare worker are given.
 
     `recipe=` names a recipe, or a run's `config.yaml`; `world_size` is known where a launcher has started us. Where
@@ -286,6 +289,8 @@ def load_frozen(file: Path) -> dict[str, Any]:
     """A run's `config.yaml` as a plain mapping; nothing in it is imported or called."""
     import yaml
 
+    if not file.is_file():
+        raise UserError(f"there is no {file}.{nearest_path(file)}")
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -319,7 +324,7 @@ def targets(config: RunConfig) -> list[str]:
 
 
 def _go_on(
-    composer: Composer, overrides: Sequence[str], frozen: Path, recipe: str | None, world_size: int | None
+    composer: Composer, overrides: Sequence[str], frozen: Path, recipe: str | None, world_size: World
 ) -> Composed:
     """A frozen configuration with the overrides given now on top: the same run, or from a file alone a new one."""
     from omegaconf import OmegaConf

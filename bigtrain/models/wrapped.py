@@ -229,7 +229,10 @@ def build_hugging_face(
 ) -> HuggingFace | HuggingFaceTask:
     """`bigtrain.models.hugging_face`."""
     if (path is None) == (config is None):
-        raise UserError("model=hugging_face needs one of model.path (pretrained) and model.config (random), not both.")
+        given = "none is" if path is None else "both are"
+        raise UserError(
+            f"model=hugging_face needs model.path (pretrained) or model.config (random), and {given} given."
+        )
     if teacher is not None and task != "causal_lm":
         raise UserError(f"model.teacher stands beside causal language models, and this is model.task={task}.")
     with whole_modules():

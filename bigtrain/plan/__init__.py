@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     for word in argv:
         if word.startswith("nodes="):
             nodes = _number(word)
-    words, config = _composed(words)
+    words, config = _composed(words, nodes)
     if config.engine.name == "auto":
         chosen = choose(config, nodes)
         found = chosen.best
@@ -45,17 +45,22 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_FAILED if found.fits is False else EXIT_DONE
 
 
-def _composed(words: list[str]) -> tuple[list[str], RunConfig]:
+def _composed(words: list[str], nodes: int | None) -> tuple[list[str], RunConfig]:
     """The words and their configuration; what the data are does not matter here, but for their tokenizer."""
     from bigtrain.config.compose import compose
+    from bigtrain.plan.subject import cluster
 
+    def ranks(config: RunConfig) -> int:
+        return cluster(config, config.hardware, nodes).ranks
+
+    world = None if "engine=auto" in words else ranks  # which looks for what divides the batch itself
     try:
-        return words, compose(words).config
+        return words, compose(words, world).config
     except UserError as error:
         if not str(error).startswith("data.path has no value"):
             raise
     words = [*words, "data.path=not-said"]
-    return words, compose(words).config
+    return words, compose(words, world).config
 
 
 def _number(word: str) -> int:

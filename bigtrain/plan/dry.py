@@ -2,7 +2,8 @@
 
 Torch's fake process group takes the messages and sends them nowhere. So the batch is divided, the model is sharded and
 the messages are counted as they would be on a real cluster of that size, on this machine's CPU; what they say is not
-right, and so is no loss.
+right, and so is no loss. It is a first step: what ZeRO-3 has gathered it keeps, up to a billion parameters, so that
+small models send less in later micro-batches than is planned.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,17 +23,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bigtrain.assembly import build_optimizer
 from bigtrain.config.components import build
 from bigtrain.config.compose import compose
-from bigtrain.config.rules import accumulation
+from bigtrain.config.rules import accumulation, replicas
 from bigtrain.distributed import Ranks
 from bigtrain.engines import build_engine
 from bigtrain.errors import UserError
 from bigtrain.plan import traced
 from bigtrain.plan.pace import sent
 from bigtrain.plan.plan import GIB, Plan
-from bigtrain.plan.subject import setup_of
+from bigtrain.plan.plan import plan as planned
 
 TIMES = {"allreduce_": 2}
 """A sum for all goes round the ring twice, all else once."""
+MOST = 4
+"""Micro-batches of the step: more of them are the same again."""
 A_PARAMETER = 20
 """Bytes at most that a rank needs while it builds: weights, gradients, two moments, a copy."""
 
@@ -43,6 +46,8 @@ class Dry:
 
     ranks: int
     micro_batches: int
+    of: int
+    """Micro-batches of a whole step."""
     samples: int
     """Of a micro-batch."""
     trained: int
@@ -59,8 +64,8 @@ class Dry:
         kinds = ", ".join(f"{name.strip('_')} {size / 1e6:,.4g} MB" for name, size in sorted(self.sent.items()) if size)
         counted = sum(self.sent.values())
         return (
-            f"dry run: a step of rank 0 of {self.ranks:,}, {self.micro_batches} micro-batches of {self.samples} "
-            f"samples\n  it steps {self.held:,} of {self.trained:,} parameters\n"
+            f"dry run: a step of rank 0 of {self.ranks:,}, {self.micro_batches} of its {self.of} micro-batches "
+            f"of {self.samples} samples\n  it steps {self.held:,} of {self.trained:,} parameters\n"
             f"  sent: {counted / 1e6:,.4g} MB ({kinds or 'nothing'}); planned: {self.planned / 1e6:,.4g} MB"
         )
 
@@ -101,8 +106,14 @@ def dry(words: Sequence[str], plan: Plan) -> Dry:
             f"{room / GIB:.0f} are free. Take fewer layers, as model.layers=2."
         )
     config = compose([*words, "trainer.device=cpu"], ranks).config
+    data_ranks = ranks // replicas(config.engine)
+    whole = accumulation(config.trainer, data_ranks)
+    count = min(whole, MOST)
+    batch_size = config.trainer.micro_batch_size * data_ranks * count
+    config = replace(config, trainer=replace(config.trainer, global_batch_size=batch_size))
+    shorter = planned(config, model=plan.model, where=plan.where)
     objective = build(config.objective, "objective")
-    place = Ranks(0, ranks, 0, ranks, torch.device("cpu"), plan.setup.tensor_parallel * plan.setup.sequence_parallel)
+    place = Ranks(0, ranks, 0, ranks, torch.device("cpu"), replicas(config.engine))
     os.environ |= {"RANK": "0", "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(ranks)}
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -113,7 +124,7 @@ def dry(words: Sequence[str], plan: Plan) -> Dry:
         )
         _answer(engine)
         batch: Mapping[str, Tensor] = traced.batch(config)
-        micro_batches = [dict(batch)] * accumulation(config.trainer, place.data_ranks)
+        micro_batches = [dict(batch)] * count
         with _Counted(ranks) as counted:
             engine.train_step(micro_batches, max(1, objective.count(batch)) * len(micro_batches), 1.0)
         trained = {name for name, p in engine.model.named_parameters() if p.requires_grad}
@@ -121,8 +132,8 @@ def dry(words: Sequence[str], plan: Plan) -> Dry:
     finally:
         dist.destroy_process_group()
     return Dry(
-        ranks, len(micro_batches), config.trainer.micro_batch_size, plan.trained, held, dict(counted.found),
-        sent(plan.trained, setup_of(config, plan.where, "cpu")),
+        ranks, count, whole, config.trainer.micro_batch_size, plan.trained, held, dict(counted.found),
+        shorter.pace.sent if shorter.pace else sent(plan.trained, shorter.setup, plan.parameters - plan.trained),
     )  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def optimizer_seconds(parameters: int, setup: Setup, hardware: Hardware, memory:
     return seconds
 
 
-def messages(parameters: int, setup: Setup, hardware: Hardware, nodes: int, computing: float) -> float:
+def messages(parameters: int, setup: Setup, hardware: Hardware, nodes: int, computing: float, frozen: int = 0) -> float:
     """Seconds of messages that nothing hides, of a step whose micro-batch computes for so many seconds."""
     ranks = setup.ranks
     if ranks == 1:
@@ -172,7 +172,7 @@ def messages(parameters: int, setup: Setup, hardware: Hardware, nodes: int, comp
     link, network = hardware.link * 1e9 * REACHED, hardware.network * 1e9 * REACHED
     # Between nodes the GPUs of a node share the work: each sends a part of it through its own adapter.
     slowest = min(link, network * hardware.gpus) if nodes > 1 else link
-    weights, gradients = (volume / slowest for volume in _volumes(parameters, setup))
+    weights, gradients = (volume / slowest for volume in _volumes(parameters, setup, frozen))
     forward, backward = computing / 3, computing * 2 / 3
     if setup.stage == 3:  # gathered forward and backward, in each micro-batch; gradients are sent in each one too
         open_ = _left(weights, forward) + _left(weights + gradients, backward)
@@ -180,18 +180,19 @@ def messages(parameters: int, setup: Setup, hardware: Hardware, nodes: int, comp
     return _rounds(setup) * _left(gradients * _ways(setup), backward) + (weights if setup.stage > 0 else 0.0)
 
 
-def sent(parameters: int, setup: Setup) -> float:
-    """Bytes that a rank sends in a step for so many trained parameters, by collectives in rings."""
-    weights, gradients = _volumes(parameters, setup)
+def sent(parameters: int, setup: Setup, frozen: int = 0) -> float:
+    """Bytes that a rank sends in a step for so many trained parameters and frozen ones, by collectives in rings."""
+    weights, gradients = _volumes(parameters, setup, frozen)
     if setup.stage == 3:
         return setup.accumulation * (2 * weights + gradients)
     return _rounds(setup) * _ways(setup) * gradients + (weights if setup.stage > 0 else 0.0)
 
 
-def _volumes(parameters: int, setup: Setup) -> tuple[float, float]:
+def _volumes(parameters: int, setup: Setup, frozen: int) -> tuple[float, float]:
     """Bytes that a rank sends to gather all weights, and to sum all gradients where each rank keeps a part."""
     share = (setup.ranks - 1) / setup.ranks
-    return parameters * setup.size * share, parameters * 4 * share
+    gathered = parameters + (frozen if setup.stage == 3 else 0)
+    return gathered * setup.size * share, parameters * 4 * share
 
 
 def _rounds(setup: Setup) -> int:

@@ -32,7 +32,8 @@ def compare(config: RunConfig, shape: Shape, where: Cluster, device_name: str) -
         What was written; None where nobody knows the hardware, or nothing was measured.
     """
     run_dir = Path(config.run.dir or "")
-    hardware = config.hardware or known(device_name)
+    named = config.hardware
+    hardware = named if named is not None and named.name == device_name else known(device_name)
     lines = read_lines(run_dir / "metrics.jsonl", "train")[1:]  # the first steps warm up
     if hardware is None or not lines:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,7 @@ def plan(
     """
     hardware = config.hardware
     where = where or cluster(config, hardware, nodes)
-    cpu = (hardware is not None and hardware.name == "CPU") or config.trainer.device == "cpu"
+    cpu = config.trainer.device == "cpu" if hardware is None else hardware.name == "CPU"
     if cpu and hardware is not None:
         from bigtrain.plan.here import measured
 
@@ -171,17 +172,19 @@ def plan(
         memory=_memory(model, setup),
         pace=found,
         steps=_steps(config),
-        notes=_notes(hardware, where),
+        notes=tuple(_notes(config, where)),
     )
 
 
-def _notes(hardware: Hardware | None, where: Cluster) -> tuple[str, ...]:
-    if hardware is None or hardware.name == "CPU" or hardware.gpus <= where.each:
-        return ()
-    return (
-        f"note: {where.each} of a node's {hardware.gpus} GPUs train here, and the others are not in the cost; "
-        f"launcher.processes={hardware.gpus} with an engine for several, as engine=zero2, takes all",
-    )
+def _notes(config: RunConfig, where: Cluster) -> Iterator[str]:
+    hardware, engine = config.hardware, config.engine
+    if hardware is not None and hardware.name != "CPU" and hardware.gpus > where.each:
+        yield (
+            f"note: {where.each} of a node's {hardware.gpus} GPUs train here, and the others are not in the cost; "
+            f"launcher.processes={hardware.gpus} with an engine for several, as engine=zero2, takes all"
+        )
+    if engine.quantized_weights or engine.quantized_gradients or engine.hierarchical_partition:
+        yield "note: ZeRO++ is planned as ZeRO-3: neither its shorter messages nor its second copy of the weights"
 
 
 def model_of(config: RunConfig) -> Shape | Traced:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bigtrain.models.shapes import Shape
 from bigtrain.plan.plan import GIB, Plan
 
 KINDS = {
@@ -71,7 +72,9 @@ def memory_lines(plan: Plan) -> list[str]:
         verdict = f" of {plan.room / GIB:.1f}: " + ("fits" if plan.fits else "DOES NOT FIT")
     lines.append(f"  {'in all':<34}{plan.needed / GIB:>9.2f} GiB{verdict}")
     if found.host:
-        lines.append(f"  {'in the memory of its host':<34}{found.host / GIB:>9.2f} GiB")
+        host = plan.hardware.host_memory_gib if plan.hardware else None
+        share = "" if host is None else f" of {0.9 * host / plan.where.each:.1f}, a rank's share"
+        lines.append(f"  {'in the memory of its host':<34}{found.host / GIB:>9.2f} GiB{share}")
     return lines
 
 
@@ -81,9 +84,13 @@ def time_lines(plan: Plan) -> list[str]:
         return ["time and cost: say hardware=NAME (bigtrain plan --help lists them)"]
     pace = plan.pace
     lines = ["time of a step:"]
+    parts = dict(PARTS)
+    if not isinstance(plan.model, Shape):  # whose pass on tensors without memory does not tell them apart
+        parts |= {"products": "matrix products, attention"}
+        del parts["attention"]
     lines += [
         f"  {text:<34}{getattr(pace, kind):>9.3g} s {getattr(pace, kind) / pace.step:>6.0%}"
-        for kind, text in PARTS.items()
+        for kind, text in parts.items()
     ]
     lines.append(f"  {'in all':<34}{pace.step:>9.3g} s        {PARTS[pace.binds]} bind")
     device = plan.setup.device == "cuda"

@@ -33,9 +33,18 @@ class Cluster:
 
 
 def cluster(config: RunConfig, hardware: Hardware | None, nodes: int | None = None) -> Cluster:
-    """Of `launcher`; where it leaves the ranks of a node open, one for each GPU of the hardware. `nodes` wins."""
+    """Of `launcher`; where it leaves the ranks of a node open, one for each GPU of the hardware. `nodes` wins.
+
+    Raises:
+        UserError: more ranks than GPUs.
+    """
     launcher = config.launcher
-    each = launcher.processes or (hardware.gpus if hardware else launcher.cpu_processes)
+    gpus = hardware.gpus if hardware else getattr(launcher, "gpus", None)
+    each = launcher.processes or gpus or launcher.cpu_processes
+    if hardware is not None and hardware.name != "CPU" and 0 < hardware.gpus < each:
+        raise UserError(
+            f"launcher.processes={each}, and a node of this hardware has {hardware.gpus} GPUs: at most one rank a GPU."
+        )
     return Cluster(nodes or launcher.nodes or 1, each)
 
 

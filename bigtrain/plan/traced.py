@@ -65,17 +65,17 @@ def pace(found: Traced, setup: Setup, hardware: Hardware, peak: float, nodes: in
     bandwidth = hardware.bandwidth * 1e9 * REACHED
     passes = 3 + (setup.activation_checkpointing == "full")
     products = setup.accumulation * passes * found.flops / (peak * hardware.products)
-    tokens = setup.micro_batch_size * (setup.sequence_length or 1)
+    tokens, frozen = setup.micro_batch_size * (setup.sequence_length or 1), found.parameters - found.trained
     return Pace(
         products=products,
         attention=0.0,
         traffic=setup.accumulation * passes * 2 * found.kept / bandwidth,
         optimizer=optimizer_seconds(found.trained, setup, hardware, bandwidth),
-        messages=messages(found.trained, setup, hardware, nodes, products / setup.accumulation),
+        messages=messages(found.trained, setup, hardware, nodes, products / setup.accumulation, frozen),
         tokens=tokens * setup.accumulation * setup.ranks,
         flops_per_token=3 * found.flops / tokens,
         peak=peak * setup.ranks,
-        sent=sent(found.trained, setup),
+        sent=sent(found.trained, setup, frozen),
     )
 
 

@@ -55,7 +55,9 @@ def test_weights_that_do_not_fit_are_refused(bigtrain: Run, prepared: str, tmp_p
     assert "checkpoint.weights_from=first is of a model with model.width=32, and this one has 64" in said
     assert "with model.heads=2, and this one has 1" in refused("checkpoint.weights_from=first", "model.heads=1")
     (tmp_path / "empty" / "config.json").touch()
-    assert "a Hugging Face folder: model.path" in refused("checkpoint.weights_from=empty")
+    assert "model.path=empty begins with that" in refused("checkpoint.weights_from=empty")
+    said = refused("checkpoint.weights_from=first/config.yaml")
+    assert "is a file: give the run's folder, first." in said
 
     other = tmp_path / "other.txt"
     other.write_text("\n\n".join(f"Words of {number}, unlike those of the whale." for number in range(900)))

@@ -142,6 +142,27 @@ def test_the_gradients_of_what_is_stepped_on_the_host_are_there_too() -> None:
     assert away.host == pytest.approx(here.parameters + here.optimizer + 4 * 8_030_261_248 / 8)
 
 
+def test_cut_sequences_and_weights_are_planned_for_the_ranks_of_the_hardware(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["plan", "recipe=pretrain/llama_1b", "hardware=h100x8", "engine=zero1"]
+    assert main([*words, "engine.tensor_parallel=4"]) in (0, 1)
+    assert "= 8 ranks" in capsys.readouterr().out
+    assert main([*words, "launcher.processes=16"]) == 2
+    assert "a node of this hardware has 8 GPUs" in capsys.readouterr().err
+    assert main(["plan", "recipe=pretrain/llama_1b", "launcher=slurm", "launcher.nodes=4", "launcher.gpus=4"]) == 0
+    assert "4 nodes x 4 GPU = 16 ranks" in capsys.readouterr().out
+
+
+def test_a_gpu_is_planned_as_one_though_the_run_was_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "recipe=quickstart", "hardware=h100", "launcher.processes=1", "--json"]
+    told = []
+    for device in ("auto", "cpu"):
+        assert main([*words, f"trainer.device={device}"]) == 0
+        told.append(json.loads(capsys.readouterr().out)["step"])
+    assert told[0] == told[1]
+
+
 def test_gpus_that_stand_idle_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "recipe=quickstart", "hardware=h100x8", "engine=local"]
     assert main([*words, "launcher.processes=1"]) == 0

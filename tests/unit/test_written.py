@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from bigtrain.written import answers
+from bigtrain.data.chats import CHATML
+from bigtrain.data.tokenizer import load, save, train
+from bigtrain.written import answers, end_of_turn
 
 
 def test_every_run_of_targets_is_an_answer_to_what_stands_before_it_in_its_document() -> None:
@@ -21,3 +25,11 @@ def test_every_run_of_targets_is_an_answer_to_what_stands_before_it_in_its_docum
     ]
     alone = answers({"input_ids": ids, "labels": labels})
     assert [len(prompt) for prompt, _ in alone] == [2, 5, 8]
+
+
+def test_what_ends_a_turn_is_no_part_of_an_answer(tmp_path: Path) -> None:
+    save(train(["some words of no language"], 300), tmp_path / "words")
+    tokenizer = load(tmp_path / "words")
+    assert end_of_turn(tokenizer) == ""
+    tokenizer.chat_template = CHATML
+    assert end_of_turn(tokenizer) == "<|im_end|>"
