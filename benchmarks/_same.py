@@ -52,7 +52,7 @@ class Size:
 
 
 SIZES = {
-    "30M": Size(50_304, 6, 6, 384, 1024, batch=8, length=256, steps=6),
+    "30M": Size(50_304, 6, 6, 384, 1024, batch=8, length=256, steps=5),
     "smallest": Size(256, 1, 2, 16, 32, batch=2, length=16, steps=5),
 }
 

@@ -178,7 +178,7 @@ SUITE = Suite(
         target("and 0.25 × as long as for torch.save", "torch.save", 0.25),
     ),
     measure=measure,
-    rounds=3,
+    rounds=2,
 )
 
 

@@ -79,7 +79,7 @@ SUITE = Suite(
         },
     ),
     measure=measure,
-    rounds=3,
+    rounds=2,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ NEARLY_NONE = ["model.width=8", "model.mlp_width=8", "model.heads=1", "model.lay
 SMALL = ["model.width=32", "model.layers=2", "model.mlp_width=64"]
 CASES: dict[str, tuple[str, int]] = {
     "local": ("local", 1),
-    "zero2, 2 ranks": ("zero2", 2),
     "zero3, 2 ranks": ("zero3", 2),
 }
 

@@ -194,7 +194,7 @@ def run_side(side: str, root: Path, steps: int) -> dict[str, float]:
 
 def measure(rounds: int, small: bool, say: Callable[[str], None]) -> Measured:
     """See `Suite`."""
-    steps = WINDOW if small else 4 * WINDOW
+    steps = WINDOW if small else 3 * WINDOW
     measured = Measured({"overrides": overrides(Path("WORK"), steps), "steps": steps, "window": WINDOW, "threads": 1})
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -224,7 +224,7 @@ SUITE = Suite(
         target("overhead at most 15 % of HF Trainer's", ("HF Trainer", "CPU over the raw loop"), 0.15),
     ),
     measure=measure,
-    rounds=2,
+    rounds=1,
 )
 
 

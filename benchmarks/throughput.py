@@ -27,9 +27,6 @@ GRID = {
     "local": ["engine=local"],
     "local, compiled": ["engine=local", "trainer.compile=true"],
     "local, activations again (full)": ["engine=local", "trainer.activation_checkpointing=full"],
-    "local, bf16": ["engine=local", "precision=bf16"],
-    "ddp, 2 ranks": ["engine=ddp", "launcher.processes=2"],
-    "fsdp, 2 ranks": ["engine=fsdp", "launcher.processes=2"],
     "zero2, 2 ranks": ["engine=zero2", "launcher.processes=2"],
     "zero3, 2 ranks": ["engine=zero3", "launcher.processes=2"],
 }
