@@ -1,4 +1,4 @@
-"""Tokens a second (and MFU, where the device's peak is known) by model, engine, precision, checkpointing and compile.
+"""Tokens a second (and MFU, where the device's peak is known) by engine, activation checkpointing and compile.
 
     python benchmarks/throughput.py --out benchmarks/results/throughput.json
 
