@@ -305,7 +305,7 @@ def test_a_wrapped_model_loads_trains_and_is_exported(folder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "needs one of model.path"),
+        ({}, "needs model.path"),
         ({"config": {"model_type": "lama"}}, "Did you mean 'llama'"),
         ({"config": {"n_embd": 3}}, "Give one, such as llama"),
         ({"config": {"model_type": "llama", "hiden_size": 32}}, "Did you mean 'hidden_size'"),
