@@ -70,7 +70,8 @@ def measure(rounds: int, small: bool, say: Callable[[str], None]) -> Measured:
     """See `Suite`."""
     size = "smallest" if small else "30M"
     measured = Measured({size: told(SIZES[size])})
-    sides = ["bigtrain", STEADY, *(side for side in _sides.SIDES if side not in missing(measured.notes))]
+    gone = missing(measured.notes)
+    sides = ["bigtrain", STEADY, *(side for side in _sides.SIDES if side not in gone)]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         weights = root / size

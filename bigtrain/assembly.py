@@ -189,7 +189,7 @@ def resume(
     found = run_on_first(lambda: find(config.run.dir or "", say))
     if found is None:
         if (first := config.checkpoint.weights_from) is not None:
-            first_weights.load(first, config, engine, data, ranks)
+            first_weights.load(first, engine, data, ranks)
         return State(), None, None
     now, then = texts(state_of(data)), texts(found.manifest.state.get("data"))
     if now != then and not (isinstance(now, dict) and isinstance(then, dict)):  # of these `data.resume` was told

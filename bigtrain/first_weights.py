@@ -25,7 +25,7 @@ def check(path: str, config: RunConfig) -> None:
     """A `UserError` where there is nothing to begin with, or another model; a run that goes on does not need it."""
     if listed(config.run.dir or ""):
         return
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if folder.is_file():
         raise UserError(f"{KEY}={path} is a file: give the run's folder, {folder.parent}.")
     if not folder.is_dir():
@@ -58,7 +58,7 @@ def _shape(component: Component) -> Any:
     return resolve(component.get("preset"), {"vocab_size": 1, "sequence_length": 1} | given)
 
 
-def load(path: str, config: RunConfig, engine: Engine, data: Any, ranks: Ranks) -> None:
+def load(path: str, engine: Engine, data: Any, ranks: Ranks) -> None:
     """Put the weights of another run's newest intact checkpoint into the engine of a new run.
 
     Where the data have other tokens than those weights were trained on, their embeddings would be those of other words.

@@ -49,9 +49,6 @@ PARAPHRASES = {
 """Questions that are trained on, and the same in other words: written before any of them was tried."""
 
 
-TRANSLATION_STEPS = 400
-
-
 def from_scratch(row: Row) -> dict[str, Any]:
     """The addresses of every fifth year, 20 epochs, beside a 5-gram model on the same tokens."""
     from bigtrain.config.components import build
@@ -207,6 +204,8 @@ GLOSSES = (
     "{{ '\\n' if message['role'] == 'user' else '<|im_end|>' }}{% endfor %}"
 )
 """A chat template of two lines: what is asked, what is answered."""
+TRANSLATION_STEPS = 400
+"""Of 32 pairs: what fits an hour of 2 cores."""
 
 
 def translation(row: Row) -> dict[str, Any]:

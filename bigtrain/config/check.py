@@ -152,8 +152,9 @@ def refuse_unknown(
     """A `UserError` for the first key of `values` that is not in `known`."""
     for name in values:
         if name not in known:
-            full = f"{key}.{name}" if key else str(name)
-            below = [f"{full.removesuffix(str(name))}{part}.{name}" for part, inner in values.items()
+            prefix = f"{key}." if key else ""
+            full = f"{prefix}{name}"
+            below = [f"{prefix}{part}.{name}" for part, inner in values.items()
                      if isinstance(inner, Mapping) and name in inner]  # fmt: skip
             hint = f" Did you mean '{below[0]}'?" if below else nearest(str(name), known)
             raise UserError(f"unknown key '{full}'{origin(full)}.{hint}")
