@@ -1,23 +1,23 @@
-"""One rank of `plan_memory.py`: trains a few steps of each configuration, and counts every byte that torch hands out.
+"""One rank of `plan_memory.py` and `plan_step.py`: trains a few steps of each configuration, and counts or times them.
 
-    python -m torch.distributed.run --nproc-per-node N benchmarks/_peak.py CASES.json OUT.json
+    python -m torch.distributed.run --nproc-per-node N benchmarks/_peak.py CASES.json OUT.json STEPS [peak|time]
 
-CASES.json: lists of overrides of `bigtrain train`. OUT.json: for each the most bytes that each rank held at once. On a
-GPU that is `max_memory_allocated`; on a CPU the same of its allocator, from the profiler's record of every allocation.
+CASES.json: lists of overrides of `bigtrain train`. OUT.json: for each what `measured` says on each rank. The most bytes
+at once is `max_memory_allocated` on a GPU; on a CPU the same of its allocator, from the profiler's record of every
+allocation, which would slow what is timed.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-
-STEPS = 3
 
 
 def batches(config: Any, vocabulary: int, accumulation: int) -> list[dict[str, torch.Tensor]]:
@@ -43,8 +43,8 @@ def allocated(events: Any) -> int:
     return max(total for _, total, _ in found) - (total - size)
 
 
-def measured(words: list[str], ranks: Any) -> dict[str, Any]:
-    """`peak`, the most bytes at once, and `step_s`, the seconds of the last step."""
+def measured(words: list[str], ranks: Any, steps: int, wanted: str) -> dict[str, Any]:
+    """`peak`, the most bytes at once, or `step_s`, the median seconds of the later half of the steps; both on a GPU."""
     from bigtrain.assembly import build_optimizer
     from bigtrain.config.components import build
     from bigtrain.config.compose import compose
@@ -65,15 +65,15 @@ def measured(words: list[str], ranks: Any) -> dict[str, Any]:
             ranks,
         )
         torch.manual_seed(ranks.rank)
-        took = 0.0
-        for _ in range(STEPS):
+        took = []
+        for _ in range(steps):
             step = batches(config, vocabulary, micro)
             start = time.perf_counter()
             targets = config.trainer.global_batch_size * config.data["sequence_length"]
             float(engine.train_step(step, targets, 1.0).loss)
-            took = time.perf_counter() - start
+            took.append(time.perf_counter() - start)
         engine.close()
-        return took
+        return statistics.median(took[steps // 2 :])
 
     gc.collect()
     gc.collect()
@@ -82,26 +82,28 @@ def measured(words: list[str], ranks: Any) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
         took = train()
         return {"peak": torch.cuda.max_memory_allocated(), "step_s": took}
+    if wanted == "time":
+        return {"step_s": train()}
     record = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
     with record as profile:
         train()
     events = profile.profiler.kineto_results.experimental_event_tree()
     peak = allocated(events)
     del events, profile, record
-    return {"peak": peak, "step_s": None}
+    return {"peak": peak}
 
 
 def main() -> None:
     from bigtrain.distributed import gather_objects, setup, teardown
 
-    cases, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    cases, out, steps, wanted = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), *sys.argv[3:5]
     ranks = setup()
     found = []
     for number, words in enumerate(cases):
-        mine = measured(words, ranks)
+        mine = measured(words, ranks, int(steps), wanted)
         found.append(gather_objects(mine))
         if ranks.first:
-            print(f"{number + 1}/{len(cases)} {found[-1][0]['peak'] / 2**20:.1f} MiB: {' '.join(words)}", flush=True)
+            print(f"{number + 1}/{len(cases)} {found[-1][0]}: {' '.join(words)}", flush=True)
             out.write_text(json.dumps(found))
     teardown()
 

@@ -52,14 +52,22 @@ def cases(width: int, samples: int, ranks: int, device: str) -> list[tuple[dict[
 
 def measured(words: list[list[str]], ranks: int) -> list[int]:
     """Bytes of the rank that holds most, of each case."""
+    return [max(rank["peak"] for rank in one) for one in on_ranks(words, ranks, "peak", steps=3, threads=1)]
+
+
+def on_ranks(
+    words: list[list[str]], ranks: int, wanted: str, *, steps: int, threads: int
+) -> list[list[dict[str, Any]]]:
+    """What each rank says of each case, which is trained for so many steps: see `_peak.py`."""
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder) / "cases.json", Path(folder) / "out.json"
         given.write_text(json.dumps(words))
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0"]
-        command += [str(ROOT / "benchmarks" / "_peak.py"), str(given), str(out)]
-        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | dict(os.environ)
+        command += [str(ROOT / "benchmarks" / "_peak.py"), str(given), str(out), str(steps), wanted]
+        environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
         subprocess.run(command, check=True, stdout=sys.stderr, stderr=subprocess.DEVNULL, env=environment)
-        return [max(rank["peak"] for rank in one) for one in json.loads(out.read_text())]
+        found: list[list[dict[str, Any]]] = json.loads(out.read_text())
+        return found
 
 
 def planned(words: list[str], ranks: int) -> float:
@@ -127,11 +135,11 @@ def main() -> None:
         grid = cases(given.width, given.samples, ranks, device)
         for (told, words), peak in zip(grid, measured([words for _, words in grid], ranks), strict=True):
             rows.append(told | {"ranks": ranks, "measured": peak, "planned": planned(words, ranks)})
-    found = summary(rows)
+    figures = summary(rows)
     for engine in ENGINES:
         print(f"{engine}: median {summary([row for row in rows if row['engine'] == engine])['median']:.2%}")
-    print(table(list(found), [[f"{value:.2%}" if isinstance(value, float) else value for value in found.values()]]))
-    write(given.out, "plan_memory", vars(given) | {"device": device}, {"summary": found, "rows": rows})
+    print(table(list(figures), [[f"{value:.2%}" if isinstance(value, float) else value for value in figures.values()]]))
+    write(given.out, "plan_memory", vars(given) | {"device": device}, {"summary": figures, "rows": rows})
     if given.out is not None:
         draw(rows, given.out.with_suffix(".png"))
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from bigtrain import harness, predicted, written
 from bigtrain.config.components import build
-from bigtrain.config.compose import Composer, compose_data
+from bigtrain.config.compose import compose_data
+from bigtrain.config.composer import Composer
 from bigtrain.config.rules import held_out_samples
 from bigtrain.config.schema import Component
 from bigtrain.errors import EXIT_DONE, UserError, nearest
@@ -84,7 +85,7 @@ def evaluate(
     config_dirs: Sequence[str] = (),
     batch_size: int | None = None,
     device: Device = "auto",
-    beams: int = 4,
+    beams: int | None = None,
     out: Path | None = None,
 ) -> Evaluation:
     """The mean loss over all targets of the model at `path`, and what its objective measures.
@@ -97,7 +98,7 @@ def evaluate(
         overrides: `data=…`, `data.…=…` and other settings of a run.
         config_dirs: folders of the user's own with a `data/` group.
         batch_size: samples at once; None: the run's trainer.micro_batch_size.
-        beams: of the search, where a task is to write texts; 1: greedy.
+        beams: of the search, where a task is to write texts; None: 4; 1: greedy.
         out: a file for those texts, or for what is said of each sample.
 
     Raises:
@@ -107,6 +108,8 @@ def evaluate(
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch-size must be at least 1, not {batch_size}.")
     task, overrides = _task(overrides)
+    if beams is not None and task not in written.TASKS:
+        raise UserError(f"--beams is of the search for texts: say task={' or task='.join(written.TASKS)} beside it.")
     chosen = [text for text in overrides if text.lstrip("+~").startswith(("data=", "data."))]
     rest = [text for text in overrides if text not in chosen]
     trained = load_trained(path, overrides=rest, device=device)
@@ -119,6 +122,9 @@ def evaluate(
     objective: Component = {"_target_": f"bigtrain.objectives.{kind}"}
     if config is not None:
         objective = own_component(trained, "objective", overrides)
+    kind = objective["_target_"].rpartition(".")[2]
+    if out is not None and task not in written.TASKS and kind not in predicted.KINDS:
+        raise UserError(f"--out is for what is written (task=translation), classified or predicted, not for {kind}.")
     component = other_data(trained, chosen, config_dirs) if chosen else own_component(trained, "data", overrides)
     data = build(component, "data")
     if not chosen and trained.checkpoint is not None and hasattr(data, "resume"):
@@ -143,9 +149,6 @@ def evaluate(
     size = batch_size or (config.trainer.micro_batch_size if config else 8)
     from bigtrain.engines.base import summary
 
-    kind = objective["_target_"].rpartition(".")[2]
-    if out is not None and task not in written.TASKS and kind not in predicted.KINDS:
-        raise UserError(f"--out is for what is written (task=translation), classified or predicted, not for {kind}.")
     built = build(objective, "objective")
     sums, targets = add_up(trained, built, samples, size, precision)
     loss, metrics = summary(built, sums, targets)
@@ -153,7 +156,7 @@ def evaluate(
         metrics |= bits_per_byte(trained, samples, loss * targets)
     if task in written.TASKS:
         longest = component.get("target_length") or 128
-        metrics |= written.measure(trained, samples, task, batch_size=size, beams=beams, longest=longest, out=out)
+        metrics |= written.measure(trained, samples, task, batch_size=size, beams=beams or 4, longest=longest, out=out)
     elif out is not None:
         predicted.write(
             trained, samples, out, names=getattr(data, "label_names", None), numbers=kind == "regression",
@@ -349,7 +352,7 @@ def main(argv: Sequence[str]) -> int:
     line.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder with data/ of your own"
     )
-    line.add_argument("--beams", type=int, default=4, metavar="N", help="of the search for texts; default 4; 1: greedy")
+    line.add_argument("--beams", type=int, metavar="N", help="of the search for texts; default 4; 1: greedy")
     line.add_argument("--tasks", default="", metavar="A,B", help="of task=lm_eval: names of the harness's tasks")
     line.add_argument("--include", type=Path, metavar="DIR", help="and a folder with tasks of your own, in YAML")
     line.add_argument("--few-shot", type=int, metavar="N", help="and examples before a question; default: the task's")
@@ -365,7 +368,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--picture {options.picture}: the picture is an .svg file.")
     if options.out and not options.out.parent.is_dir():
         raise UserError(f"--out {options.out}: there is no folder {options.out.parent}.")
-    if options.beams < 1:
+    if options.beams is not None and options.beams < 1:
         raise UserError(f"beams must be at least 1, not {options.beams}.")
     found = evaluate(
         path,

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain.config.components import build
-from bigtrain.config.compose import compose, overrides_from
+from bigtrain.config.compose import compose
+from bigtrain.config.composer import overrides_from
 from bigtrain.config.schema import RunConfig
 from bigtrain.errors import EXIT_DONE, UserError
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain import launch, tune
-from bigtrain.config.compose import Composer, compose, overrides_from
+from bigtrain.config.compose import compose
+from bigtrain.config.composer import Composer, overrides_from
 from bigtrain.config.launchers import Slurm
 from bigtrain.config.schema import RunConfig
 from bigtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, UserError, guarded

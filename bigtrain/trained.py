@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from bigtrain.checkpoint.find import FOLDER, find, step_of
 from bigtrain.config.check import check_fields
 from bigtrain.config.components import build, check_component, refuse_untrusted_component
-from bigtrain.config.compose import Composer, import_from_here, load_frozen
+from bigtrain.config.compose import import_from_here, load_frozen
+from bigtrain.config.composer import Composer
 from bigtrain.config.schema import Component, RunConfig
 from bigtrain.errors import UserError, nearest_path
 

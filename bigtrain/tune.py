@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from bigtrain import launch
 from bigtrain.checkpoint.folder import lock
-from bigtrain.config.compose import Composer, compose, overrides_from
+from bigtrain.config.compose import compose
+from bigtrain.config.composer import Composer, overrides_from
 from bigtrain.config.launchers import Kubernetes, Slurm, Torchrun
 from bigtrain.config.schema import RunConfig
 from bigtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError

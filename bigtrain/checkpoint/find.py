@@ -80,15 +80,16 @@ def find(path: str | Path, warn: Callable[[str], None]) -> Checkpoint | None:
     for folder in folders:
         problems = verify(folder)
         if not problems:
+            for fault in faults:
+                warn(f"The checkpoint {fault}")
             if faults:
                 warn(f"Using the newest intact checkpoint instead: {folder}")
             return Checkpoint(folder, manifest.read(folder))
         faults.append(f"{folder}: {'; '.join(problems)}")
-        warn(f"The checkpoint {faults[-1]}")
     if not faults:
         return None
     few = "\n  ".join(faults)
-    raise UserError(f"No checkpoint in {path} is intact:\n  {few}\nRemove or mend them, or start in another run.dir=")
+    raise UserError(f"No checkpoint in {path} is intact:\n  {few}\nRemove or mend them, or name another run.")
 
 
 def verify(path: str | Path) -> list[str]:

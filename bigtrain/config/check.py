@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
+from bigtrain.config.elsewhere import called_here
 from bigtrain.errors import UserError, nearest
 
 Origin = Callable[[str], str]
@@ -156,5 +157,17 @@ def refuse_unknown(
             full = f"{prefix}{name}"
             below = [f"{prefix}{part}.{name}" for part, inner in values.items()
                      if isinstance(inner, Mapping) and name in inner]  # fmt: skip
-            hint = f" Did you mean '{below[0]}'?" if below else nearest(str(name), known)
+            found = below[0] if below else _elsewhere(str(name), key, values, known)
+            hint = f" Did you mean '{found}'?" if found else nearest(str(name), known)
             raise UserError(f"unknown key '{full}'{origin(full)}.{hint}")
+
+
+def _elsewhere(name: str, key: str, values: Mapping[str, Any], known: Mapping[str, Any] | Sequence[str]) -> str | None:
+    """What another trainer's `name` is called here, where this configuration has it; inside its group by that alone."""
+    here = called_here(name)
+    group, _, last = (here or "").rpartition(".")
+    if group == key:
+        return last if last in known else None
+    if group == "model" and (key or last not in values.get("model", {})):  # whose settings are of its kind
+        return None
+    return here

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigtrain.config.compose import Composer
+from bigtrain.config.composer import Composer
 from bigtrain.config.metrics import WAYS
 from bigtrain.errors import UserError, nearest
 from bigtrain.launchers.sweep import Part, folder_name

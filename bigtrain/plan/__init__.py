@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from bigtrain.config.schema import RunConfig
-from bigtrain.errors import EXIT_DONE, EXIT_FAILED, UserError
+from bigtrain.errors import EXIT_DONE, EXIT_FAILED, UserError, nearest
+
+FLAGS = ("--json", "--dry")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,10 +19,12 @@ def main(argv: Sequence[str]) -> int:
     from bigtrain.plan.plan import plan
     from bigtrain.plan.show import text
 
-    words, nodes = [word for word in argv if not word.startswith("nodes=") and word not in ("--json", "--dry")], None
+    words, nodes = [word for word in argv if not word.startswith("nodes=") and word not in FLAGS], None
     for word in argv:
         if word.startswith("nodes="):
             nodes = _number(word)
+        if word.startswith("--") and word not in FLAGS and not word.startswith("--config-dir"):
+            raise UserError(f"bigtrain plan has no option '{word}'.{nearest(word, (*FLAGS, '--config-dir'))}")
     words, config = _composed(words, nodes)
     if config.engine.name == "auto":
         chosen = choose(config, nodes)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bigtrain.config.compose import CONF
+from bigtrain.config.composer import CONF
 from bigtrain.config.schema import Hardware, RunConfig
 from bigtrain.models.shapes import Shape
 from bigtrain.plan.plan import plan

@@ -172,7 +172,7 @@ def plan(
         memory=_memory(model, setup),
         pace=found,
         steps=_steps(config),
-        notes=tuple(_notes(config, where)),
+        notes=(*_notes(config, where), *_launches(model, setup, found)),
     )
 
 
@@ -185,6 +185,17 @@ def _notes(config: RunConfig, where: Cluster) -> Iterator[str]:
         )
     if engine.quantized_weights or engine.quantized_gradients or engine.hierarchical_partition:
         yield "note: ZeRO++ is planned as ZeRO-3: neither its shorter messages nor its second copy of the weights"
+
+
+def _launches(model: Shape | Traced, setup: Setup, found: Pace | None) -> Iterator[str]:
+    """Where starting kernels may take longer than running them: of the order of 5 us each, and 60 a block."""
+    if found is not None and setup.device == "cuda" and isinstance(model, Shape):
+        starting = 60 * 5e-6 * model.layers * setup.accumulation
+        if found.step < starting:
+            yield (
+                f"note: the GPU will wait for Python: starting the kernels of a step takes of the order of "
+                f"{starting * 1e3:.2g} ms, which is not planned; more samples at once, or trainer.compile=true"
+            )
 
 
 def model_of(config: RunConfig) -> Shape | Traced:

@@ -63,18 +63,23 @@ def headline(plan: Plan) -> list[str]:
 def memory_lines(plan: Plan) -> list[str]:
     """The peak of a rank."""
     found = plan.memory
+    unit, name = (GIB, "GiB") if found.total >= GIB / 2 else (2**20, "MiB")
+
+    def line(text: str, size: float) -> str:
+        return f"  {text:<34}{size / unit:>9,.2f} {name}"
+
     lines = [f"memory of a rank at its peak, {found.at}:"]
-    lines += [f"  {text:<34}{getattr(found, kind) / GIB:>9.2f} GiB" for kind, text in KINDS.items()]
+    lines += [line(text, getattr(found, kind)) for kind, text in KINDS.items()]
     if plan.needed > found.total:
-        lines.append(f"  {'driver, kernels, fragments':<34}{(plan.needed - found.total) / GIB:>9.2f} GiB")
+        lines.append(line("driver, kernels, fragments", plan.needed - found.total))
     verdict = ""
     if plan.room is not None:
-        verdict = f" of {plan.room / GIB:.1f}: " + ("fits" if plan.fits else "DOES NOT FIT")
-    lines.append(f"  {'in all':<34}{plan.needed / GIB:>9.2f} GiB{verdict}")
+        verdict = f" of {plan.room / unit:,.1f}: " + ("fits" if plan.fits else "DOES NOT FIT")
+    lines.append(line("in all", plan.needed) + verdict)
     if found.host:
         host = plan.hardware.host_memory_gib if plan.hardware else None
-        share = "" if host is None else f" of {0.9 * host / plan.where.each:.1f}, a rank's share"
-        lines.append(f"  {'in the memory of its host':<34}{found.host / GIB:>9.2f} GiB{share}")
+        share = "" if host is None else f" of {0.9 * host * GIB / unit / plan.where.each:,.1f}, a rank's share"
+        lines.append(line("in the memory of its host", found.host) + share)
     return lines
 
 
@@ -100,7 +105,7 @@ def time_lines(plan: Plan) -> list[str]:
         lines.append(f"{pace.sent / 1e9:,.3g} GB of messages from each rank")
     if plan.seconds is not None:
         assert plan.steps is not None
-        cost = "" if plan.dollars is None else f", {plan.dollars:,.0f} dollars"
+        cost = "" if plan.dollars is None else f", {plan.dollars:,.{0 if plan.dollars >= 10 else 2}f} dollars"
         lines.append(f"{plan.steps:,} steps, {short(plan.steps * pace.tokens)} tokens: {duration(plan.seconds)}{cost}")
     return lines
 

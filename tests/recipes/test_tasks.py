@@ -42,6 +42,7 @@ def test_translation_is_trained_measured_and_answered(bigtrain: Run, rows: Path,
 def test_a_classifier_keeps_its_names_and_its_confusion(bigtrain: Run, rows: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     bigtrain("train", *tasks(rows)["bert_classification"], "trainer.max_steps=10", "engine=local", f"run.dir={run}")
+    assert "say task=translation" in bigtrain("evaluate", str(run), "--beams", "2", code=2).stderr
     last = metrics(run, "eval")[-1]
     assert last["accuracy"] > 0.6
     config = json.loads((run / "export" / "config.json").read_text())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +12,11 @@ import pytest
 import yaml
 
 from bigtrain.config.check import check, check_fields
-from bigtrain.config.compose import CONF, Composer, compose, compose_data, flatten, freeze, load_run
+from bigtrain.config.compose import compose, compose_data, flatten, freeze, load_run
+from bigtrain.config.composer import CONF, Composer
+from bigtrain.config.elsewhere import HERE
 from bigtrain.config.rules import accumulation
-from bigtrain.config.schema import Trainer
+from bigtrain.config.schema import RunConfig, Trainer
 from bigtrain.errors import UserError
 
 RECIPES = Composer().options("recipe")
@@ -97,6 +99,31 @@ def test_an_unknown_option_names_the_nearest() -> None:
     assert "Did you mean 'quickstart'?" in refused(recipe="quickstrat")
 
 
+def test_a_run_folder_as_a_recipe_is_told_the_file_in_it(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    assert f"Did you mean 'recipe={tmp_path}/config.yaml'?" in refused(recipe=str(tmp_path))
+
+
+def test_what_other_trainers_call_a_setting_is_known_by_a_name_that_there_is() -> None:
+    given = {"path": "x", "tokenizer": "x", "packing": "concat", "sequence_length": 128, "layers": 2, "width": 64,
+             "heads": 2, "kv_heads": 2, "mlp_width": 64, "compile": True, "weight_decay": 0.1, "lr": 0.1}  # fmt: skip
+    names = [name for others in HERE.values() for name in others.split()]
+    assert len(names) == len(set(names))
+    for here in HERE:
+        if "." not in here:
+            assert here in {field.name for field in fields(RunConfig)}
+        elif here != "run.dir":  # a fault of its value, at most, is no unknown key
+            key = here.rpartition(".")[2]
+            try:
+                compose([*QUICK, "data=text", "data.path=x", f"{here}={given.get(key, 2)}".replace("True", "true")])
+            except UserError as error:
+                assert "unknown key" not in str(error), error
+
+
+def test_settings_that_this_model_has_not_are_not_named() -> None:
+    assert "model.heads" not in refused("data.path=x", "model.n_head=4", recipe="vision/mnist_cnn")
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -107,6 +134,9 @@ def test_an_unknown_option_names_the_nearest() -> None:
         ("trainer=3", ["there is no trainer=3"]),
         ("nodes=2", ["unknown key 'nodes'", "Did you mean 'launcher.nodes'?"]),
         ("lr=1e-3", ["unknown key 'lr'", "Did you mean 'optimizer.lr'?"]),
+        ("batch_size=8", ["unknown key 'batch_size'", "Did you mean 'trainer.global_batch_size'?"]),
+        ("trainer.learning_rate=1e-3", ["Did you mean 'optimizer.lr'?"]),
+        ("model.n_layer=2", ["Did you mean 'layers'?"]),
         ("trainer.early_stopping={patients: 3}", ["unknown key 'trainer.early_stopping.patients'", "'patience'"]),
         ("trainer.max_steps=0", ["at least 1"]),
         ("trainer.grad_clip=-1", ["above 0"]),

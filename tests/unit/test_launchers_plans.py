@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from bigtrain.config.check import check_fields
-from bigtrain.config.compose import CONF, compose
+from bigtrain.config.compose import compose
+from bigtrain.config.composer import CONF
 from bigtrain.config.hosts import Host, listed_hosts, parse_hostfile
 from bigtrain.config.launchers import Launcher, Slurm
 from bigtrain.config.launching import slurm_seconds, world_size

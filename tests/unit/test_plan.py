@@ -101,6 +101,14 @@ def test_json_has_bytes_seconds_and_dollars(capsys: pytest.CaptureFixture[str]) 
     assert told["dollars"] == pytest.approx(told["seconds"] / 3600 * 32 * told["hardware"]["price"])
 
 
+def test_small_models_are_told_in_mebibytes_and_what_is_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "recipe=quickstart", "hardware=h100"]) == 0
+    said = capsys.readouterr().out
+    assert "4.07 MiB" in said and "note: the GPU will wait for Python" in said
+    assert main(["plan", "recipe=quickstart", "--dri"]) == 2
+    assert "Did you mean '--dry'?" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_names_the_smallest_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "recipe=pretrain/llama_8b", "model=llama_70b", "hardware=a100_40gbx8"]
     assert main(words) == 1
@@ -168,7 +176,7 @@ def test_gpus_that_stand_idle_are_told(capsys: pytest.CaptureFixture[str]) -> No
     assert main([*words, "launcher.processes=1"]) == 0
     assert "note: 1 of a node's 8 GPUs train here" in capsys.readouterr().out
     assert main([*words, "launcher.processes=1", "hardware=h100"]) == 0
-    assert "note:" not in capsys.readouterr().out
+    assert "GPUs train here" not in capsys.readouterr().out
 
 
 def test_memory_alone_where_no_hardware_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from bigtrain import sweep
-from bigtrain.config.compose import Composer, compose
+from bigtrain.config.compose import compose
+from bigtrain.config.composer import Composer
 from bigtrain.errors import EXIT_DONE, UserError
 from bigtrain.launchers.base import Process
 from bigtrain.launchers.supervise import run

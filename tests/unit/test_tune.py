@@ -11,7 +11,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from bigtrain import sweep
-from bigtrain.config.compose import Composer
+from bigtrain.config.composer import Composer
 from bigtrain.errors import UserError
 from bigtrain.launchers.sweep import write_ledger
 from bigtrain.launchers.tuning import Settings, part_of, settings_from, space_of, words_from

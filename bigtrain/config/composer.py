@@ -1,0 +1,159 @@
+"""Hydra over the shipped groups and the user's own folders: overrides in, one tree out, nothing checked but names.
+
+Every value override is handed to Hydra as a forced one (`++`), so that a setting that no YAML file mentions can still
+be given plainly, and `+` and `++` open no door: the schema and the components' signatures are the only judges.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bigtrain.config.check import Origin
+from bigtrain.errors import UserError, nearest
+
+PACKAGE = Path(__file__).resolve().parent.parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""The shipped groups: inside an installed wheel, or beside the package in a checkout."""
+
+
+def overrides_from(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """The Hydra overrides and the `--config-dir` folders of a command line."""
+    overrides, folders, rest = [], [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word in ("--config-dir", "-cd") or word.startswith("--config-dir="):
+            value = word.partition("=")[2] or (rest.pop(0) if rest else "")
+            if not value:
+                raise UserError("--config-dir needs a folder behind it.")
+            if not Path(value).is_dir():
+                raise UserError(f"--config-dir: there is no folder '{value}'.")
+            folders.append(Path(value).resolve())
+        elif "=" in word.lstrip("+~") or word.startswith("~"):
+            overrides.append(word)
+        else:
+            hint = f" To go on with a run: run.dir={word}" if Path(word).is_dir() else ""
+            raise UserError(f"'{word}' is neither an option nor an override: overrides are written key=value.{hint}")
+    return overrides, folders
+
+
+class Composer:
+    """Hydra over the shipped groups and the user's own folders (which win)."""
+
+    def __init__(self, folders: Sequence[Path] = ()):
+        # Hydra's compose API knows one folder; the two internals put the user's in front of the shipped one.
+        from hydra._internal.hydra import Hydra
+        from hydra._internal.utils import create_config_search_path
+        from hydra.core.global_hydra import GlobalHydra
+
+        self.folders = [*folders, CONF]
+        path = create_config_search_path(str(CONF))
+        for folder in reversed(folders):
+            path.prepend("user", f"file://{folder}")
+        GlobalHydra.instance().clear()
+        self._hydra = Hydra.create_main_hydra2("bigtrain", path)
+        self.loader: Any = self._hydra.config_loader
+
+    def options(self, group: str) -> list[str]:
+        """What may stand behind `group=`."""
+        found = {
+            str(file.relative_to(folder / group).with_suffix(""))
+            for folder in self.folders
+            for file in (folder / group).rglob("*.yaml")
+        }
+        return sorted(found)
+
+    def groups(self) -> list[str]:
+        """The names of the groups."""
+        return sorted({child.name for folder in self.folders for child in folder.iterdir() if child.is_dir()})
+
+    def parse(self, overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """The group choices and the value overrides (dotted key -> as typed), each checked for its form."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.errors import HydraException
+
+        choices, values = [], {}
+        for text in overrides:
+            try:
+                (override,) = OverridesParser.create().parse_overrides([text])
+            except HydraException as error:
+                quoted = text.replace("=", "='", 1) + "'"
+                raise UserError(
+                    f"cannot read the override '{text}'. A value with spaces, brackets or accents is quoted twice: "
+                    f'"{quoted}"'
+                ) from error
+            if override.is_sweep_override():
+                raise UserError(
+                    f"'{text}' is a sweep: `bigtrain train -m …` makes a run of each value; for one value with commas "
+                    "write it as a list or in quotes."
+                )
+            key, value = override.key_or_group, override.value()
+            if key.partition(".")[0] == "hydra":
+                raise UserError(f"'{text}': Hydra's own settings have no effect here; run.dir= sets the run folder.")
+            if not any((folder / key).is_dir() for folder in self.folders):
+                values[key] = text
+                continue
+            if value is None and key == "debug":
+                continue
+            if value is None and key == "clean":  # none of the steps that the recipe names
+                values["data.clean"] = "data.clean=[]"
+                continue
+            for option in value if isinstance(value, list) else [value]:
+                if not override.is_delete() and str(option) not in self.options(key):
+                    frozen = Path(str(option), "config.yaml")
+                    run = f" Did you mean '{key}={frozen}'?" if key == "recipe" and frozen.is_file() else None
+                    raise UserError(f"there is no {key}={option}.{run or nearest(str(option), self.options(key))}")
+            choices.append(text.lstrip("+"))
+        return choices, values
+
+    def compose(self, overrides: Sequence[str]) -> Any:
+        """The composed OmegaConf tree, nothing checked yet but the groups' names."""
+        import yaml
+        from hydra.errors import HydraException
+        from hydra.types import RunMode
+        from omegaconf import open_dict
+        from omegaconf.errors import OmegaConfBaseException
+
+        choices, values = self.parse(overrides)
+        forced = [text if text.startswith("~") else f"++{text.lstrip('+')}" for text in values.values()]
+        try:
+            tree = self.loader.load_configuration("config", [*choices, *forced], RunMode.RUN, from_shell=False)
+        except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+            text = re.split("Config search path|Available options|\n\n", str(error))[0]
+            raise UserError(f"cannot compose the configuration: {' '.join(text.split())}") from error
+        with open_dict(tree):
+            del tree["hydra"]
+        return tree
+
+    def origin(self, overrides: Sequence[str]) -> Origin:
+        """A function that says where a dotted key got its value: an override, or a file."""
+
+        def where(key: str) -> str:
+            choices, values = self.parse(overrides)  # on an error only: start-up does not pay for it
+            key = key.split("[")[0]
+            for known, text in reversed(values.items()):
+                if key == known or key.startswith(known + ".") or known.startswith(key + "."):
+                    return f" (from the command line: {text})"
+            file = self._file_of(key, choices)
+            return f" (from {file})" if file else ""
+
+        return where
+
+    def _file_of(self, key: str, choices: Sequence[str]) -> str:
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
+
+        defaults = self.loader.compute_defaults_list("config", list(choices), RunMode.RUN).defaults
+        for entry in reversed(defaults):
+            loaded = self.loader.repository.load_config(entry.config_path or "")
+            if loaded is None or (entry.config_path or "").startswith("hydra"):
+                continue
+            package = entry.package or ""
+            inner = key if not package else key.removeprefix(package + ".") if key.startswith(package + ".") else None
+            if inner and OmegaConf.select(OmegaConf.masked_copy(loaded.config, list(loaded.config)), inner) is not None:
+                folder = next((f for f in self.folders if (f / f"{entry.config_path}.yaml").is_file()), None)
+                shown = folder.name if folder == CONF else str(folder)
+                return f"{shown}/{entry.config_path}.yaml"
+        return ""
