@@ -1,4 +1,4 @@
-"""What settings are called in other trainers, for those who type them here: `train.batch_size` is no typo to be near to.
+"""What settings are called in other trainers: `batch_size` is no typo, and near to nothing here.
 
 The names are the Hugging Face Trainer's, Lightning's, torchtitan's, LitGPT's, NeMo's and Axolotl's.
 """
