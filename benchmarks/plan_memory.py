@@ -62,7 +62,7 @@ def on_ranks(
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder) / "cases.json", Path(folder) / "out.json"
         given.write_text(json.dumps(words))
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         command += [str(ROOT / "benchmarks" / "_peak.py"), str(given), str(out), str(steps), wanted]
         environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
         subprocess.run(command, check=True, stdout=sys.stderr, stderr=subprocess.DEVNULL, env=environment)

@@ -1,52 +1,119 @@
-"""What this machine's CPU reaches, measured in a second: a plan of it needs torch, and no number is guessed."""
+"""What this machine's CPU reaches at a model's own sizes, measured in a second: no number is guessed."""
 
 from __future__ import annotations
 
 import os
+import statistics
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 from bigtrain.config.schema import Hardware
+from bigtrain.models.shapes import Shape
+from bigtrain.plan.memory import Setup
+from bigtrain.plan.pace import REACHED, block_bytes
 from bigtrain.plan.subject import Cluster
 
+MOST = 2048
+"""Tokens at most, and columns of a matrix, that are measured with: larger ones are no faster a token."""
 
-def measured(hardware: Hardware, precision: str, where: Cluster) -> Hardware:
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What is measured with."""
+
+    tokens: int = 512
+    length: int = 512
+    width: int = 512
+    wide: int = 512
+    heads: int = 8
+    kv_heads: int = 8
+    head_width: int = 64
+    gated: bool = False
+    layer_norm: bool = True
+
+
+def measured(hardware: Hardware, setup: Setup, model: Shape | object, where: Cluster) -> Hardware:
     """The hardware with what it leaves open filled in for one rank, of as many on a node as `where` has."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     host = hardware.host_memory_gib or total / 2**30
     found = replace(hardware, host_memory_gib=host, memory_gib=hardware.memory_gib or host / where.each)
     if found.tflops and found.bandwidth:
         return found
-    flops, bandwidth = _rates(precision, where.each)
+    sizes = Sizes()
+    moved = 40.0 * sizes.width
+    if isinstance(model, Shape):
+        tokens = min(MOST, setup.micro_batch_size * setup.sequence_length)
+        sizes = Sizes(
+            tokens, min(tokens, setup.sequence_length), min(MOST, model.width), min(MOST, model.mlp_width),
+            model.heads, model.kv_heads, model.head_width, model.activation == "swiglu", model.norm == "layer_norm",
+        )  # fmt: skip
+        moved = block_bytes(replace(model, width=sizes.width, mlp_width=sizes.wide), replace(setup, tensor_parallel=1))
+    products, attention, rest = _rates(setup.precision, sizes)
+    flops = products / where.each
     return replace(
         found,
-        tflops=found.tflops or {precision: flops / 1e12},
-        bandwidth=found.bandwidth or bandwidth / 1e9,
+        tflops=found.tflops or {setup.precision: flops / 1e12},
+        attention=found.attention if found.tflops else attention / products,
+        bandwidth=found.bandwidth or moved * rest / where.each / 1e9 / REACHED,
     )
 
 
 @cache  # engine=auto asks for hundreds of plans
-def _rates(precision: str, ranks: int) -> tuple[float, float]:
-    """FLOP/s and bytes a second of one of so many ranks."""
+def _rates(precision: str, sizes: Sizes) -> tuple[float, float, float]:
+    """FLOP/s of products, of attention, and tokens a second of a block's norms, residuals and activation.
+
+    Of all cores together, which the ranks share; forward and backward. Attention's FLOPs are `pace`'s: 3.5 times
+    forward, over half of the keys.
+    """
     import torch
+    from torch.nn import functional
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
-    try:
-        flops = 2 * 512**3 / _fastest(lambda a, b: a @ b, torch.randn(512, 512, dtype=dtype))
-        numbers = torch.zeros(2**23)
-        return flops, 3 * numbers.nbytes / _fastest(torch.add, numbers)
-    finally:
-        torch.set_num_threads(threads)
+    tokens, width, wide = sizes.tokens, sizes.width, sizes.wide
+    samples = max(1, tokens // sizes.length)
+    x, weight, out = (torch.randn(*size, dtype=dtype) for size in ((tokens, width), (width, wide), (tokens, wide)))
+    q, k, v = (
+        torch.randn(samples, heads, sizes.length, sizes.head_width, dtype=dtype, requires_grad=True)
+        for heads in (sizes.heads, sizes.kv_heads, sizes.kv_heads)
+    )
+    stream, up = (torch.randn(tokens, columns, requires_grad=True) for columns in (width, wide))
+
+    def products() -> None:
+        torch.mm(x, weight)
+        torch.mm(out, weight.t())
+        torch.mm(x.t(), out)
+
+    def attention() -> None:
+        many = (each.repeat_interleave(sizes.heads // sizes.kv_heads, 1) for each in (k, v))
+        attended = functional.scaled_dot_product_attention(q, *many, is_causal=True)
+        torch.autograd.grad(attended, (q, k, v), attended)
+
+    def rest() -> None:
+        norm = functional.layer_norm if sizes.layer_norm else functional.rms_norm
+        after = stream
+        for _ in range(2):
+            after = after + norm(after, (width,))
+        active = functional.silu(up) * up if sizes.gated else functional.gelu(up, approximate="tanh")
+        torch.autograd.grad((after, active), (stream, up), (after, active))
+
+    attended = samples * sizes.length * sizes.heads * sizes.head_width * sizes.length / 2
+    products_s, attention_s, rest_s = _seconds([products, attention, rest])
+    return 6 * tokens * width * wide / products_s, 3.5 * 4 * attended / attention_s, tokens / rest_s
 
 
-def _fastest(work: object, operand: object) -> float:
-    """Seconds of the fastest call within a quarter of a second."""
-    best, end = float("inf"), time.perf_counter() + 0.25
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        work(operand, operand)  # type: ignore[operator]
-        best = min(best, time.perf_counter() - start)
-    return best
+def _seconds(works: Sequence[Callable[[], object]]) -> list[float]:
+    """Of a call of each: the lowest of three spells' medians; they take turns, as a machine has its moments."""
+    medians: list[list[float]] = [[] for _ in works]
+    for _ in range(3):
+        for work, mine in zip(works, medians, strict=True):
+            found: list[float] = []
+            work()
+            end = time.perf_counter() + 0.1
+            while not found or time.perf_counter() < end:
+                start = time.perf_counter()
+                work()
+                found.append(time.perf_counter() - start)
+            mine.append(statistics.median(found))
+    return [min(mine) for mine in medians]

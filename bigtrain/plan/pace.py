@@ -138,20 +138,25 @@ def pace(shape: Shape, setup: Setup, hardware: Hardware, peak: float, nodes: int
 def _bytes_per_token(shape: Shape, setup: Setup, compiled: bool) -> float:
     """Of a token's forward and backward pass, read and written between products and attention."""
     size, parts = setup.size, setup.tensor_parallel
-    width, inner = shape.width, shape.mlp_width / parts
+    rotary = 0.0
+    if shape.positions == "rotary":
+        heads = (shape.heads + shape.kv_heads) * shape.head_width / parts
+        rotary = 3 * heads * size * (2 if compiled else 9)
+    head = shape.vocab_size * (4 * 5 + (2 if size == 2 else 0)) if not compiled else shape.vocab_size * 12
+    return shape.layers * (block_bytes(shape, setup, compiled) + rotary) + head
+
+
+def block_bytes(shape: Shape, setup: Setup, compiled: bool = False) -> float:
+    """Of a token and block, forward and backward: two norms, two residuals, the activation."""
+    size = setup.size
+    width, inner = shape.width, shape.mlp_width / setup.tensor_parallel
     gated = shape.activation == "swiglu"
     stream = 4 if not (setup.deepspeed or setup.engine == "fsdp") or size == 4 else 2
     # forward: norm (in, out), residual (two in, one out), activation; each as a kernel of its own, or fused
     norm = width * ((stream + size) if compiled else (2 * stream + (4 + size if stream == 4 and size == 2 else size)))
     residual = width * (2 * stream + size) if not compiled else width * (stream + size)
     activation = inner * size * ((3 if compiled else 5) if gated else 2)
-    rotary = 0.0
-    if shape.positions == "rotary":
-        heads = (shape.heads + shape.kv_heads) * shape.head_width / parts
-        rotary = heads * size * (2 if compiled else 9)
-    block = 2 * norm + 2 * residual + activation + rotary
-    head = shape.vocab_size * (4 * 5 + (2 if size == 2 else 0)) if not compiled else shape.vocab_size * 12
-    return 3 * shape.layers * block + head
+    return 3 * (2 * norm + 2 * residual + activation)
 
 
 def optimizer_seconds(parameters: int, setup: Setup, hardware: Hardware, memory: float) -> float:
@@ -172,6 +177,8 @@ def messages(parameters: int, setup: Setup, hardware: Hardware, nodes: int, comp
     link, network = hardware.link * 1e9 * REACHED, hardware.network * 1e9 * REACHED
     # Between nodes the GPUs of a node share the work: each sends a part of it through its own adapter.
     slowest = min(link, network * hardware.gpus) if nodes > 1 else link
+    if setup.device == "cpu":  # whose cores carry the messages themselves
+        computing = 0.0
     weights, gradients = (volume / slowest for volume in _volumes(parameters, setup, frozen))
     forward, backward = computing / 3, computing * 2 / 3
     if setup.stage == 3:  # gathered forward and backward, in each micro-batch; gradients are sent in each one too

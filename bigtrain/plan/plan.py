@@ -148,12 +148,12 @@ def plan(
     hardware = config.hardware
     where = where or cluster(config, hardware, nodes)
     cpu = config.trainer.device == "cpu" if hardware is None else hardware.name == "CPU"
+    setup = setup_of(config, where, "cpu" if cpu else "cuda")
+    model = model or model_of(config)
     if cpu and hardware is not None:
         from bigtrain.plan.here import measured
 
-        hardware = measured(hardware, config.precision.name, where)
-    setup = setup_of(config, where, "cpu" if cpu else "cuda")
-    model = model or model_of(config)
+        hardware = measured(hardware, setup, model, where)
     found = None
     if hardware is not None and hardware.bandwidth is not None:
         peak = peak_of(hardware, setup.precision)
