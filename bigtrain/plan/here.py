@@ -86,8 +86,8 @@ def _rates(precision: str, sizes: Sizes) -> tuple[float, float, float]:
         torch.mm(x.t(), out)
 
     def attention() -> None:
-        many = (each.repeat_interleave(sizes.heads // sizes.kv_heads, 1) for each in (k, v))
-        attended = functional.scaled_dot_product_attention(q, *many, is_causal=True)
+        keys, values = (each.repeat_interleave(sizes.heads // sizes.kv_heads, 1) for each in (k, v))
+        attended = functional.scaled_dot_product_attention(q, keys, values, is_causal=True)
         torch.autograd.grad(attended, (q, k, v), attended)
 
     def rest() -> None:
