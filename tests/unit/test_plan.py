@@ -15,8 +15,10 @@ from bigtrain.config.compose import compose
 from bigtrain.errors import UserError
 from bigtrain.models import decoder
 from bigtrain.models.shapes import PRESETS, resolve
+from bigtrain.plan import here
 from bigtrain.plan.choose import choose, decided
 from bigtrain.plan.decoder import counts, flops_per_token, kept
+from bigtrain.plan.pace import REACHED, block_bytes
 from bigtrain.plan.plan import GIB, plan
 from bigtrain.plan.subject import Cluster
 
@@ -257,3 +259,29 @@ def test_published_throughput_is_predicted() -> None:
     assert of_80gb["within_15_percent"] >= 60 and of_80gb["median"] < 0.08, of_80gb
     found = summary(rows)
     assert found["rows"] >= 140 and found["within_15_percent"] >= 105 and found["median"] < 0.10, found
+
+
+def test_a_cpu_is_measured_at_the_models_sizes_and_shared_by_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[here.Sizes] = []
+    rates = {"fp32": (100e9, 25e9, 1e5), "bf16": (20e9, 5e9, 5e4)}
+    monkeypatch.setattr(here, "_rates", lambda precision, sizes: found.append(sizes) or rates[precision])
+    words = ["recipe=quickstart", "hardware=cpu", "model.kv_heads=2", "data.sequence_length=256"]
+    one, two = (plan(compose([*words, f"launcher.processes={ranks}"]).config) for ranks in (1, 2))
+    assert one.hardware is not None and two.hardware is not None and one.pace is not None and two.pace is not None
+    assert found[0] == here.Sizes(2048, 256, 128, 352, heads=4, kv_heads=2, head_width=32, gated=True, layer_norm=False)
+    assert one.hardware.tflops == {"fp32": 0.1} and two.hardware.tflops == {"fp32": 0.05}
+    assert one.hardware.attention == two.hardware.attention == 0.25
+    # By the measured rate of norms, residuals and activation these take as long as they were seen to.
+    assert one.setup.accumulation == 2
+    block = block_bytes(resolve("toy", {"kv_heads": 2}), one.setup)
+    assert block / (one.hardware.bandwidth * 1e9 * REACHED) == pytest.approx(1e-5)
+    # A rank of two has half of everything, half of the samples, and sends what its cores carry.
+    assert two.setup.accumulation == 1 and two.pace.products == pytest.approx(one.pace.products)
+    assert two.pace.messages == pytest.approx(two.pace.sent / (0.7e9 * REACHED))
+
+
+def test_what_this_cpu_reaches_is_measured_with_all_cores() -> None:
+    threads = torch.get_num_threads()
+    products, attention, rest = here._rates("fp32", here.Sizes(gated=True))
+    assert products > 1e9 and 1e8 < attention < 2 * products and rest > 1e3
+    assert torch.get_num_threads() == threads
