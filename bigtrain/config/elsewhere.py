@@ -29,13 +29,15 @@ HERE = {
     "engine": "strategy deepspeed zero_stage zero fsdp distributed_strategy",
     "launcher.processes": "gpus devices num_gpus n_gpus nproc_per_node num_processes world_size ntasks_per_node",
     "launcher.nodes": "num_nodes nnodes",
-    "run.dir": "output_dir out_dir save_dir default_root_dir run_dir",
+    "engine.tensor_parallel": "tensor_parallel_degree tensor_parallel_size tp tp_size tensor_parallel",
+    "engine.sequence_parallel": "context_parallel context_parallel_degree cp sequence_parallel",
+    "seed": "random_seed manual_seed",
+    "run.dir": "resume_from_checkpoint resume output_dir out_dir save_dir default_root_dir run_dir",
     "checkpoint.every": "save_steps save_interval save_every checkpoint_interval",
     "checkpoint.keep_last": "save_total_limit save_top_k",
-    "data": "dataset datasets",
-    "data.path": "data_path data_dir dataset_path dataset_name train_file data_files",
+    "data.path": "dataset datasets data_path data_dir dataset_path dataset_name train_file data_files",
     "data.sequence_length": "seq_len seq_length sequence_len max_seq_len max_seq_length block_size context_length "
-    "max_length",
+    "max_length max_position_embeddings",
     "data.tokenizer": "tokenizer_name tokenizer_path",
     "data.packing": "sample_packing pack",
     "model.path": "model_name_or_path model_name pretrained base_model checkpoint_path",
@@ -44,7 +46,6 @@ HERE = {
     "model.heads": "num_heads n_heads n_head num_attention_heads",
     "model.kv_heads": "num_kv_heads n_kv_heads num_key_value_heads",
     "model.mlp_width": "intermediate_size ffn_hidden_size d_ff",
-    "model.sequence_length": "max_position_embeddings",
     "tracker": "report_to logger wandb tensorboard",
 }
 """bigtrain's names, and the others'."""
@@ -52,4 +53,6 @@ HERE = {
 
 def called_here(name: str) -> str | None:
     """bigtrain's name of another trainer's setting; None: it is not known, or is the same."""
+    if name in HERE and "." not in name:  # ours, typed inside of another group
+        return name
     return next((here for here, others in HERE.items() if name in others.split()), None)
