@@ -193,6 +193,11 @@ def test_bad_values_are_refused_before_the_data_are_prepared(word: str, bigtrain
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
+def test_a_model_with_fewer_tokens_than_the_text_is_refused(bigtrain: Run) -> None:
+    done = bigtrain("train", "recipe=smoke", *QUICK, "model.vocab_size=5", "run.dir=run", code=2)
+    assert "the model has 5 token embeddings and the data's tokenizer" in done.stderr
+
+
 def test_an_unwritable_run_folder_is_refused(bigtrain: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = bigtrain("train", "recipe=smoke", *QUICK, "run.dir=file/run", code=2)
