@@ -114,10 +114,10 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
         [100 * (r["planned"] / r["measured"] - 1) for r in rows if (r["engine"], r["ranks"]) == group]
         for group in groups
     ]
-    right.boxplot(errors, tick_labels=[f"{engine}\nx {ranks}" for engine, ranks in groups], whis=(0, 100))
+    right.boxplot(errors, tick_labels=[f"{engine} x {ranks}" for engine, ranks in groups], whis=(0, 100))
     right.axhline(0, color="grey", linewidth=0.8)
     right.set(ylabel="planned over measured, %", title="error of the plan")
-    right.tick_params(axis="x", labelsize=7)
+    right.tick_params(axis="x", labelsize=7, rotation=90)
     figure.savefig(file, dpi=110)
 
 
