@@ -37,7 +37,7 @@ Most used:
   engine=zero2                  local ddp fsdp horovod zero0 zero1 zero2 zero3 zero2_offload zero3_offload zero3_nvme
                                 zeropp
   precision=bf16                fp32 bf16 fp16
-  launcher.processes=N          ranks on this machine, or on each node
+  launcher.processes=N          ranks on this machine, or on each node;  launcher.threads=N CPU threads of a rank
   launcher=torchrun             local torchrun deepspeed ssh horovod slurm kubernetes
   launcher.hostfile=FILE        the machines, for deepspeed, ssh and horovod
   data.path=PATH                file, folder, glob or hub name;  data.sequence_length=N

@@ -177,6 +177,13 @@ def test_the_file_of_a_bad_key_is_named(tmp_path: Path) -> None:
     assert "Did you mean 'micro_batch_size'?" in str(error.value)
 
 
+def test_a_recipe_without_its_first_line_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text("trainer: {max_steps: 3}\n")
+    with pytest.raises(UserError, match="lacks its first line: # @package _global_"):
+        compose(["--config-dir", str(tmp_path), "recipe=mine"])
+
+
 def test_a_users_folder_wins_over_the_shipped_one(tmp_path: Path) -> None:
     (tmp_path / "optimizer").mkdir()
     (tmp_path / "optimizer" / "adamw.yaml").write_text("_target_: bigtrain.optim.adamw\nlr: 0.125\n")
