@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 from bigtrain.config.schema import Hardware
 from bigtrain.models.shapes import Shape
@@ -15,44 +16,54 @@ from bigtrain.plan.memory import Setup
 from bigtrain.plan.pace import REACHED, block_bytes
 from bigtrain.plan.subject import Cluster
 
+if TYPE_CHECKING:
+    from bigtrain.plan.traced import Traced
+
 MOST = 2048
 """Tokens at most, and columns of a matrix, that are measured with: larger ones are no faster a token."""
 WORK = 2e9
 """FLOPs at most of the products that are measured with: a CPU without bf16 of its own takes a second for them."""
 
 
+OTHERS = Shape(
+    vocab_size=1, sequence_length=512, layers=1, heads=8, kv_heads=8, head_width=64, width=512, mlp_width=512,
+    norm="layer_norm", activation="gelu",
+)  # fmt: skip
+"""What a model that is no native decoder is measured with, on one sample."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """What is measured with."""
 
-    tokens: int = 512
-    length: int = 512
-    width: int = 512
-    wide: int = 512
-    heads: int = 8
-    kv_heads: int = 8
-    head_width: int = 64
-    gated: bool = False
-    layer_norm: bool = True
+    tokens: int
+    length: int
+    width: int
+    wide: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    gated: bool
+    layer_norm: bool
 
 
-def measured(hardware: Hardware, setup: Setup, model: Shape | object, where: Cluster) -> Hardware:
+def measured(hardware: Hardware, setup: Setup, model: Shape | Traced, where: Cluster) -> Hardware:
     """The hardware with what it leaves open filled in for one rank, of as many on a node as `where` has."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     host = hardware.host_memory_gib or total / 2**30
     found = replace(hardware, host_memory_gib=host, memory_gib=hardware.memory_gib or host / where.each)
     if found.tflops and found.bandwidth:
         return found
-    sizes = Sizes()
-    moved = 40.0 * sizes.width
-    if isinstance(model, Shape):
-        width, wide = min(MOST, model.width), min(MOST, model.mlp_width)
-        tokens = min(MOST, setup.micro_batch_size * setup.sequence_length, max(32, int(WORK / (6 * width * wide))))
-        sizes = Sizes(
-            tokens, min(tokens, setup.sequence_length), width, wide,
-            model.heads, model.kv_heads, model.head_width, model.activation == "swiglu", model.norm == "layer_norm",
-        )  # fmt: skip
-        moved = block_bytes(replace(model, width=sizes.width, mlp_width=sizes.wide), replace(setup, tensor_parallel=1))
+    if not isinstance(model, Shape):
+        model, setup = OTHERS, replace(setup, micro_batch_size=1, sequence_length=OTHERS.sequence_length)
+    block = replace(model, width=min(MOST, model.width), mlp_width=min(MOST, model.mlp_width))
+    most = max(32, int(WORK / (6 * block.width * block.mlp_width)))
+    tokens = min(MOST, setup.micro_batch_size * setup.sequence_length, most)
+    sizes = Sizes(
+        tokens, min(tokens, setup.sequence_length), block.width, block.mlp_width,
+        block.heads, block.kv_heads, block.head_width, block.activation == "swiglu", block.norm == "layer_norm",
+    )  # fmt: skip
+    moved = block_bytes(block, replace(setup, tensor_parallel=1))
     products, attention, rest = _rates(setup.precision, sizes)
     flops = products / where.each
     return replace(
@@ -73,7 +84,9 @@ def _rates(precision: str, sizes: Sizes) -> tuple[float, float, float]:
     import torch
     from torch.nn import functional
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    from bigtrain.engines.base import DTYPES
+
+    dtype = DTYPES[precision]
     tokens, width, wide = sizes.tokens, sizes.width, sizes.wide
     samples = max(1, tokens // sizes.length)
     x, weight, out = (torch.randn(*size, dtype=dtype) for size in ((tokens, width), (width, wide), (tokens, wide)))

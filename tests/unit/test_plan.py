@@ -282,6 +282,16 @@ def test_a_cpu_is_measured_at_the_models_sizes_and_shared_by_its_ranks(monkeypat
 
 def test_what_this_cpu_reaches_is_measured_with_all_cores() -> None:
     threads = torch.get_num_threads()
-    products, attention, rest = here._rates("fp32", here.Sizes(gated=True))
+    sizes = here.Sizes(512, 512, 512, 512, heads=8, kv_heads=4, head_width=64, gated=True, layer_norm=True)
+    products, attention, rest = here._rates("fp32", sizes)
     assert products > 1e9 and 1e8 < attention < 2 * products and rest > 1e3
     assert torch.get_num_threads() == threads
+
+
+def test_other_models_are_planned_by_the_rate_at_which_a_block_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(here, "_rates", lambda precision, sizes: (100e9, 25e9, 1e5))
+    words = ["recipe=vision/mnist_cnn", "data.path=x", "hardware=cpu", "launcher.processes=1"]
+    found = plan(compose(words).config)
+    assert found.hardware is not None and found.hardware.bandwidth is not None
+    moved = 4 * 3 * (2 * 3 * 512 + 2 * 3 * 512 + 2 * 512)  # bytes a token of here.OTHERS, forward and backward
+    assert moved / (found.hardware.bandwidth * 1e9 * REACHED) == pytest.approx(1e-5)
