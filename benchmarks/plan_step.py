@@ -16,7 +16,7 @@ from _common import parser, table, write
 from _grid import merged
 from plan_memory import cases, on_ranks, summary
 
-PARTS = ("products", "attention", "traffic", "optimizer", "messages")
+from bigtrain.plan.show import PARTS
 
 
 def planned(words: list[str], ranks: int) -> dict[str, float]:

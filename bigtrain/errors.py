@@ -19,11 +19,10 @@ class UserError(Exception):
 def nearest(word: str, candidates: Iterable[str]) -> str:
     """`" Did you mean 'x'?"`, or the choices where none is near; to be appended to a message."""
     known = sorted(candidates)
-    close = [each for each in known if each.lower() == word.lower()][:1] or difflib.get_close_matches(
-        word, known, n=1, cutoff=0.6
-    )
+    lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
     if close:
-        return f" Did you mean '{close[0]}'?"
+        return f" Did you mean '{lower[close[0]]}'?"
     return f" There are: {', '.join(known)}." if known else ""
 
 

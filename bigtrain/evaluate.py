@@ -155,8 +155,8 @@ def evaluate(
     if kind == "causal_lm":
         metrics |= bits_per_byte(trained, samples, loss * targets)
     if task in written.TASKS:
-        longest = component.get("target_length") or 128
-        metrics |= written.measure(trained, samples, task, batch_size=size, beams=beams or 4, longest=longest, out=out)
+        longest, beams = component.get("target_length") or 128, 4 if beams is None else beams
+        metrics |= written.measure(trained, samples, task, batch_size=size, beams=beams, longest=longest, out=out)
     elif out is not None:
         predicted.write(
             trained, samples, out, names=getattr(data, "label_names", None), numbers=kind == "regression",

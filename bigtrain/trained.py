@@ -79,7 +79,7 @@ class Trained:
     def vocab_size(self) -> int | None:
         """Tokens that the model knows."""
         theirs = getattr(self.model, "config", None)
-        known = getattr(self.model, "shape", None) or (theirs.get_text_config() if theirs is not None else self.model)
+        known = theirs.get_text_config() if theirs is not None else self.model
         found = getattr(known, "vocab_size", None)
         return None if found is None else int(found)
 

@@ -155,8 +155,6 @@ def refuse_unknown(
         if name not in known:
             prefix = f"{key}." if key else ""
             full = f"{prefix}{name}"
-            if full == "recipe":  # Hydra puts a file without that line below its group's name
-                raise UserError("the recipe's file lacks its first line: # @package _global_")
             below = [f"{prefix}{part}.{name}" for part, inner in values.items()
                      if isinstance(inner, Mapping) and name in inner]  # fmt: skip
             found = below[0] if below else _elsewhere(str(name), key, values, known)

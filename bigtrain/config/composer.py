@@ -125,6 +125,9 @@ class Composer:
             raise UserError(f"cannot compose the configuration: {' '.join(text.split())}") from error
         with open_dict(tree):
             del tree["hydra"]
+        if "recipe" in tree and not any(key.partition(".")[0] == "recipe" for key in values):
+            # Hydra puts a file without that line below its group's name.
+            raise UserError("the recipe's file lacks its first line: # @package _global_")
         return tree
 
     def origin(self, overrides: Sequence[str]) -> Origin:

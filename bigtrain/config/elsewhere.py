@@ -29,8 +29,8 @@ HERE = {
     "engine": "strategy deepspeed zero_stage zero fsdp distributed_strategy",
     "launcher.processes": "gpus devices num_gpus n_gpus nproc_per_node num_processes world_size ntasks_per_node",
     "launcher.nodes": "num_nodes nnodes",
-    "engine.tensor_parallel": "tensor_parallel_degree tensor_parallel_size tp tp_size tensor_parallel",
-    "engine.sequence_parallel": "context_parallel context_parallel_degree cp sequence_parallel",
+    "engine.tensor_parallel": "tensor_parallel_degree tensor_parallel_size tp tp_size",
+    "engine.sequence_parallel": "context_parallel context_parallel_degree cp",
     "seed": "random_seed manual_seed",
     "run.dir": "resume_from_checkpoint resume output_dir out_dir save_dir default_root_dir run_dir",
     "checkpoint.every": "save_steps save_interval save_every checkpoint_interval",
@@ -52,7 +52,5 @@ HERE = {
 
 
 def called_here(name: str) -> str | None:
-    """bigtrain's name of another trainer's setting; None: it is not known, or is the same."""
-    if name in HERE and "." not in name:  # ours, typed inside of another group
-        return name
-    return next((here for here, others in HERE.items() if name in others.split()), None)
+    """bigtrain's name of another trainer's setting, or of ours without its group; None: neither is known."""
+    return next((here for here, others in HERE.items() if name in (here.rpartition(".")[2], *others.split())), None)
