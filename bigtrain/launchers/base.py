@@ -44,8 +44,8 @@ class Job:
         return ["bigtrain.train", "--run-dir", str(self.run_dir), *trust, *(["--report"] if reports else [])]
 
     def threads(self, ranks: int) -> str:
-        """CPU threads a rank, where `ranks` share the machine."""
-        return str(self.config.launcher.threads or max(1, self.cores // ranks))
+        """CPU threads a rank, where `ranks` share the machine: what is asked for here or in the environment goes first."""
+        return str(self.config.launcher.threads or self.env.get("OMP_NUM_THREADS") or max(1, self.cores // ranks))
 
 
 @dataclass(frozen=True, slots=True)

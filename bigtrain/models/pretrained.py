@@ -75,8 +75,7 @@ def from_config(config: dict[str, Any], task: str, vocab_size: int | None, class
     if vocab_size is not None and task != "image_classification":
         settings["vocab_size"] = vocab_size
     settings |= {key: value for key, value in config.items() if key != "model_type"}
-    plain = AutoConfig.for_model(kind)
-    known = vars(plain) | plain.to_dict() | dict.fromkeys(CONFIG_MAPPING[kind].attribute_map)
+    known = known_settings(kind)
     for key in settings:
         if key not in known:
             raise UserError(f"model.config: {kind} has no setting '{key}'.{nearest(key, known)}")
@@ -92,6 +91,14 @@ def from_config(config: dict[str, Any], task: str, vocab_size: int | None, class
         raise
     except Exception as error:  # of any kind, from any of its models: they are the user's numbers
         raise UserError(f"model.config: transformers cannot make this {kind}: {reason(error)}") from error
+
+
+def known_settings(kind: str) -> set[str]:
+    """Every name that the configuration of `model_type` kind takes."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    plain = AutoConfig.for_model(kind)
+    return {*vars(plain), *plain.to_dict(), *CONFIG_MAPPING[kind].attribute_map}
 
 
 def load_gguf(place: Path, attention: str) -> Any:

@@ -153,7 +153,8 @@ def model(config: RunConfig) -> nn.Module:
 
 
 def _built(config: RunConfig, component: dict[str, Any]) -> Any:
-    known = {"vocab_size": vocabulary(config) or 32_000, "classes": CLASSES}
+    tokens = vocabulary(config) or (None if component.get("path") else 32_000)  # a pretrained model has its own
+    known = {"vocab_size": tokens, "classes": CLASSES}
     return build(_without_weights(component), "model", **known).train()
 
 
@@ -161,11 +162,13 @@ def _without_weights(component: dict[str, Any]) -> dict[str, Any]:
     """A pretrained model of transformers as one of its configuration."""
     if not component.get("path"):
         return component
+    from bigtrain.models.pretrained import known_settings
     from bigtrain.models.source import locate, read_config
 
     path = str(component["path"])
     config = read_config(locate(path, files=["*.json"]), path).to_dict()
-    return component | {"path": None, "config": config, "teacher": None}
+    known = known_settings(config["model_type"])  # files carry more than transformers reads, such as older versions' own
+    return component | {"path": None, "config": {key: config[key] for key in config if key in known}, "teacher": None}
 
 
 def batch(config: RunConfig) -> dict[str, Tensor]:

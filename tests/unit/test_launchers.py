@@ -32,6 +32,13 @@ def test_local() -> None:
     assert [rank.output for rank in ranks] == [None, Path("r/logs/rank_1.log")]
 
 
+def test_threads_of_the_users_own_stand_and_the_setting_stands_over_them() -> None:
+    for words, threads in ([], "3"), (["launcher.threads=2"], "2"):
+        config = compose(["recipe=quickstart", "trainer.device=cpu", *words]).config
+        rank, *_ = plan(Job(config, cores=8, env={"OMP_NUM_THREADS": "3"})).processes
+        assert rank.environment["OMP_NUM_THREADS"] == threads
+
+
 def python(code: str, output: Path | None = None) -> Process:
     return Process([sys.executable, "-c", code], {}, output)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +72,11 @@ def test_checkpointing_keeps_less() -> None:
     kinds = [compose([*words, f"trainer.activation_checkpointing={kind}"]).config for kind in ("none", "full")]
     none, full = map(traced, kinds)
     assert full.kept < 0.5 * none.kept and full.parameters == none.parameters
+
+
+def test_a_pretrained_folder_of_an_older_transformers(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    written = {"model_type": "bert", "vocab_size": 100, "gradient_checkpointing": False, **sizes}  # no setting any more
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    config = compose(["recipe=finetune/bert_classification", "data.path=x", f"model.path={tmp_path}"]).config
+    assert 100 * 32 < traced(config).trained < 40_000
