@@ -3,7 +3,8 @@
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
 
 Moby Dick through tokenizer, shards, order and loader; AdamW, clipping, metrics, a checkpoint at the end. `local` with
-and without compile, and `zero1`. On a machine without a GPU only --small runs, which says nothing about speed.
+and without compile, compiled in fp8 too, and `zero1`. On a machine without a GPU only --small runs, which says nothing
+about speed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ BATCH = {"124 M, 32 x 1,024": 32, "350 M, 16 x 1,024": 16, "1.2 B, 8 x 2,048": 8
 SMALL = ["model=toy", "model.width=32", "data.sequence_length=32", "trainer.micro_batch_size=2"]
 ENGINES = {
     "local, compiled": ["engine=local", "trainer.compile=true"],
+    "local, compiled, fp8": ["engine=local", "trainer.compile=true", "precision=fp8"],
     "local": ["engine=local"],
     "zero1": ["engine=zero1"],
 }

@@ -279,8 +279,9 @@ def describe(config: RunConfig, engine: Engine, ranks: Ranks, samples: int, step
             f"\n{ranks.world_size} ranks = {ranks.data_ranks} data x {sequence} sequence x {tensor} tensor; those of "
             "sequence and tensor share their samples"
         )
+    kind = config.precision.name + (f" with {config.precision.fp8} fp8 products" if config.precision.fp8 else "")
     return (
-        f"{short(parameters)} parameters, engine {engine.name}, {config.precision.name}, {engine.device.type}{cut}\n"
+        f"{short(parameters)} parameters, engine {engine.name}, {kind}, {engine.device.type}{cut}\n"
         f"global batch {trainer.global_batch_size} = {ranks.data_ranks} {'data ' * bool(cut)}ranks x "
         f"{trainer.micro_batch_size} samples x "
         f"{each} micro-batches; {steps} steps x {trainer.global_batch_size} = "

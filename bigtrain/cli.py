@@ -36,7 +36,7 @@ Most used:
   trainer.global_batch_size=N   samples a step over all ranks;  trainer.micro_batch_size=N at once on one rank
   engine=zero2                  local ddp fsdp horovod zero0 zero1 zero2 zero3 zero2_offload zero3_offload zero3_nvme
                                 zeropp
-  precision=bf16                fp32 bf16 fp16
+  precision=bf16                fp32 bf16 fp16 fp8
   launcher.processes=N          ranks on this machine, or on each node;  launcher.threads=N CPU threads of a rank
   launcher=torchrun             local torchrun deepspeed ssh horovod slurm kubernetes
   launcher.hostfile=FILE        the machines, for deepspeed, ssh and horovod

@@ -25,7 +25,7 @@ HERE = {
     "optimizer": "optim",
     "schedule": "lr_scheduler lr_scheduler_type scheduler",
     "schedule.warmup_steps": "warmup num_warmup_steps warmup_iters lr_warmup_steps warmup_ratio",
-    "precision": "bf16 fp16 fp32 dtype mixed_precision torch_dtype amp",
+    "precision": "bf16 fp16 fp32 fp8 float8 dtype mixed_precision torch_dtype amp",
     "engine": "strategy deepspeed zero_stage zero fsdp distributed_strategy",
     "launcher.processes": "gpus devices num_gpus n_gpus nproc_per_node num_processes world_size ntasks_per_node",
     "launcher.nodes": "num_nodes nnodes",

@@ -189,6 +189,19 @@ def _cuts(config: RunConfig) -> None:
         )
 
 
+def _fp8(config: RunConfig) -> None:
+    """Refuse what products in fp8 do not go together with."""
+    if config.precision.fp8 is None:
+        return
+    if config.precision.name != "bf16":
+        raise UserError(f"precision.fp8 goes with precision.name=bf16, not {config.precision.name}: precision=fp8.")
+    if config.engine.tensor_parallel > 1:
+        raise UserError(
+            "precision=fp8 and engine.tensor_parallel do not go together: DeepSpeed puts its own layers in the place "
+            "of those that are in fp8. Take precision=bf16, or engine=zero3."
+        )
+
+
 def check_rules(config: RunConfig, ranks: int | None = None) -> None:
     """Refuse combinations that cannot work, on `ranks` ranks (null: as many as the launcher will start).
 
@@ -213,6 +226,7 @@ def check_rules(config: RunConfig, ranks: int | None = None) -> None:
         raise UserError(f"engine=local is for one process, and there are {ranks}: take engine=ddp, or zero1 to zero3.")
     check_engine(config.engine, ranks)
     _cuts(config)
+    _fp8(config)
     accumulation(trainer, ranks // replicas(config.engine))
     target = str(config.optimizer.get("_target_"))
     if config.engine.name in ELEMENTWISE_ONLY and target in NOT_ELEMENTWISE:

@@ -113,6 +113,8 @@ class Precision:
     initial_loss_scale: float = 65536.0
     """fp16 only: the first loss scale; it halves on overflow and doubles after `loss_scale_window` good steps."""
     loss_scale_window: int = 1000
+    fp8: Literal["rowwise", "tensorwise"] | None = None
+    """bf16 only: how what the products of the blocks multiply is scaled to 8 bits; null: it is not."""
 
 
 @dataclass(slots=True)

@@ -42,6 +42,11 @@ def build_engine(
         from bigtrain.engines.horovod import HorovodEngine as Chosen
     else:
         from bigtrain.engines.deepspeed import DeepSpeedEngine as Chosen  # type: ignore[assignment]
+    if config.precision.fp8:
+        from bigtrain.engines.fp8 import fp8_products
+
+        plain = build_model
+        build_model = lambda: fp8_products(plain(), config.precision, ranks.device)  # noqa: E731
     engine: Engine = Chosen(config, build_model, objective, build_optimizer, ranks)
     # Ranks that hold one model together drop the same activations.
     seed_all(config.seed, ranks.rank // config.engine.tensor_parallel)

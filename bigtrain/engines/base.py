@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from bigtrain.checkpoint.fragments import Fragment
 from bigtrain.engines.activations import activation_checkpointing, offloaded
+from bigtrain.engines.fp8 import scaling
 
 Batch = dict[str, Tensor]
 """A micro-batch: the first dimension of every tensor is the samples."""
@@ -136,10 +137,10 @@ class Step(nn.Module):
             return self.objective.loss(self.model, batch)
 
     def settings(self) -> dict[str, Any]:
-        """What it does with activations; see `Engine.settings`."""
+        """What it does with activations and products; see `Engine.settings`."""
         kind = activation_checkpointing(self.model)
         known = {} if kind is None else {"trainer.activation_checkpointing": kind}
-        return {"trainer.activation_offload": self.activation_offload} | known
+        return {"trainer.activation_offload": self.activation_offload, "precision.fp8": scaling(self.model)} | known
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

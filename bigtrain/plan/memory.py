@@ -36,6 +36,8 @@ class Setup:
     dropout: bool = False
     tensor_parallel: int = 1
     sequence_parallel: int = 1
+    fp8: str | None = None
+    """How what the blocks' products multiply is scaled to 8 bits; None: it is not. What is kept is not of 8 bits."""
 
     @property
     def stage(self) -> int:

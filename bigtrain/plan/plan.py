@@ -158,7 +158,8 @@ def plan(
     if hardware is not None and hardware.bandwidth is not None:
         peak = peak_of(hardware, setup.precision)
         if isinstance(model, Shape):
-            found = pace(model, setup, hardware, peak, where.nodes, compiled=config.trainer.compile)
+            fp8 = peak_of(hardware, "fp8") if setup.fp8 else None
+            found = pace(model, setup, hardware, peak, where.nodes, compiled=config.trainer.compile, fp8_peak=fp8)
         else:
             from bigtrain.plan import traced
 
@@ -172,17 +173,21 @@ def plan(
         memory=_memory(model, setup),
         pace=found,
         steps=_steps(config),
-        notes=(*_notes(config, where), *_launches(model, setup, found)),
+        notes=(*_notes(config, where, model), *_launches(model, setup, found)),
     )
 
 
-def _notes(config: RunConfig, where: Cluster) -> Iterator[str]:
+def _notes(config: RunConfig, where: Cluster, model: Shape | Traced) -> Iterator[str]:
     hardware, engine = config.hardware, config.engine
     if hardware is not None and hardware.name != "CPU" and hardware.gpus > where.each:
         yield (
             f"note: {where.each} of a node's {hardware.gpus} GPUs train here, and the others are not in the cost; "
             f"launcher.processes={hardware.gpus} with an engine for several, as engine=zero2, takes all"
         )
+    if config.precision.fp8 and not isinstance(model, Shape):
+        yield "note: products in fp8 are planned as in bf16: what they take is known of bigtrain's own decoder only"
+    elif config.precision.fp8 and not config.trainer.compile:
+        yield "note: fp8 pays where scaling is fused, as this plan takes it to be: trainer.compile=true"
     if engine.quantized_weights or engine.quantized_gradients or engine.hierarchical_partition:
         yield "note: ZeRO++ is planned as ZeRO-3: neither its shorter messages nor its second copy of the weights"
 

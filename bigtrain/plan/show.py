@@ -50,9 +50,10 @@ def headline(plan: Plan) -> list[str]:
         for name, parts in (("tensor", setup.tensor_parallel), ("sequence", setup.sequence_parallel))
         if parts > 1
     )
+    fp8 = f" with {setup.fp8} fp8 products" if setup.fp8 else ""
     unit = f"{setup.sequence_length} tokens" if setup.sequence_length else "one"
     return [
-        f"{plan.recipe}: {short(plan.parameters)} parameters, engine {setup.engine}{cut}, {setup.precision}, "
+        f"{plan.recipe}: {short(plan.parameters)} parameters, engine {setup.engine}{cut}, {setup.precision}{fp8}, "
         f"activation checkpointing {setup.activation_checkpointing}",
         f"{where.nodes} node{'s' * (where.nodes > 1)} x {where.each} {device} = {where.ranks} "
         f"rank{'s' * (where.ranks > 1)}; {batch} x {unit} a step: {setup.micro_batch_size} "

@@ -123,4 +123,5 @@ def setup_of(config: RunConfig, where: Cluster, device: str) -> Setup:
         activation_offload=trainer.activation_offload,
         tensor_parallel=engine.tensor_parallel,
         sequence_parallel=engine.sequence_parallel,
+        fp8=config.precision.fp8,
     )

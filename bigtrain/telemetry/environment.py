@@ -21,7 +21,7 @@ FILE_NAME = "environment.json"
 PACKAGES = (
     "bigtrain", "torch", "deepspeed", "transformers", "datasets", "tokenizers", "safetensors", "hydra-core", "numpy",
     "triton", "nvidia-nccl-cu12", "nvidia-nccl-cu13", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "flash-attn",
-    "liger-kernel", "torchao", "peft", "accelerate", "horovod", "wandb", "tensorboard",
+    "torchao", "peft", "accelerate", "horovod", "wandb", "tensorboard",
 )  # fmt: skip
 
 VARIABLES = re.compile(

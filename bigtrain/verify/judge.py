@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from bigtrain.config.schema import Precision
 from bigtrain.verify.cases import Case
 from bigtrain.verify.processes import Fault
 
@@ -30,9 +31,15 @@ FP32 = Bound(1e-6, 1e-4)
 """The order of sums differs, nothing else."""
 BF16 = Bound(2e-3, 5e-2)
 FP16 = Bound(2e-3, 2e-2)
+FP8 = Bound(1e-2, 2e-1)
+"""Three bits of mantissa; one rank and several scale other groups of numbers."""
 EXACT = Bound(0.0, 0.0)
 """The same set-up twice on a CPU: bit for bit."""
-OF_PRECISION = {"fp32": FP32, "bf16": BF16, "fp16": FP16}
+
+
+def of_precision(precision: Precision) -> Bound:
+    """How far a set-up in it may be from one in fp32."""
+    return FP8 if precision.fp8 else {"fp32": FP32, "bf16": BF16, "fp16": FP16}[precision.name]
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from bigtrain.config.schema import Engine, RunConfig
 from bigtrain.errors import RunError, UserError
 from bigtrain.verify import cases, judge
 from bigtrain.verify.cases import Case, Settings
-from bigtrain.verify.judge import EXACT, FP32, OF_PRECISION, Bound, Row
+from bigtrain.verify.judge import EXACT, FP32, Bound, Row, of_precision
 from bigtrain.verify.processes import Fault, run, start_server
 
 if TYPE_CHECKING:
@@ -187,9 +187,9 @@ class Suite:
         """As it is: its own engine, precision, activation checkpointing and labels."""
         right = Case("recipe", "reference", cases.reference(self.base), data="as it is")
         case = Case("recipe", "as it is", self._as_it_is(), self.settings.ranks, data="as it is")
-        precision = self.recipe.precision.name
-        case.name += f": {case.config.engine.name}, {precision}"
-        yield self._compared(case, self._run(right), OF_PRECISION[precision])
+        precision = self.recipe.precision
+        case.name += f": {case.config.engine.name}, {'fp8' if precision.fp8 else precision.name}"
+        yield self._compared(case, self._run(right), of_precision(self.recipe.precision))
 
     def _as_it_is(self) -> RunConfig:
         config = cases.own_engine(self.base, self.settings.ranks)
@@ -214,7 +214,7 @@ class Suite:
 
     def _precision(self) -> Iterator[Row]:
         for case in cases.precisions(self.base, self.settings.ranks):
-            yield self._compared(case, self.right, OF_PRECISION[case.config.precision.name])
+            yield self._compared(case, self.right, of_precision(case.config.precision))
 
     def _packing(self) -> Iterator[Row]:
         for name, config in cases.packings(self.base).items():
@@ -235,7 +235,7 @@ class Suite:
         way = "none" if other.trainer.activation_checkpointing == "full" else "full"
         other.trainer.activation_checkpointing = way  # type: ignore[assignment]
         case = Case("dropout", f"activation checkpointing {way}", other, ranks, dropout=True)
-        yield self._compared(case, first, OF_PRECISION[other.precision.name])
+        yield self._compared(case, first, of_precision(other.precision))
         yield self._draws()
 
     def _with_dropout(self) -> Outcome | Fault:

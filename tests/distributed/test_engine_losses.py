@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 
+from bigtrain.models import decoder
 from tests.distributed import plain_loop, tiny
 from tests.distributed.ranks import run_on_ranks
 from tests.support import ran
@@ -15,15 +17,14 @@ from tests.support import ran
 STEPS, CLIP = 20, 0.2
 RATE = {"Tiny": 1e-2, "gpt2": 1e-3}
 SLOW = 2e-3  # rounding grows with the steps that Adam takes on small gradients
-MODELS = {"Tiny": tiny.Tiny, "gpt2": tiny.gpt2}
+WIDE = partial(decoder, vocab_size=tiny.VOCAB, sequence_length=tiny.LENGTH, layers=2, heads=2, width=32, tied=True)
+MODELS = {"Tiny": tiny.Tiny, "gpt2": tiny.gpt2, "wide": WIDE}
 
 
 def train(
     ranks: Any, engine: str, accumulation: int = 1, model: str = "Tiny", lr: float | None = None, **changes: Any
 ) -> dict[str, Any]:
     """Losses, gradient norms and effective settings of a short run of an engine."""
-    from functools import partial
-
     from bigtrain.distributed import sum_over_ranks
     from bigtrain.engines import build_engine
 
@@ -61,7 +62,7 @@ def in_fp32(ranks: Any) -> dict[tuple[str, str, int], dict[str, Any]]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_fp32_is_a_plain_loop(world_size: int) -> None:
-    plain = {name: plain_loop.losses_and_norms(MODELS[name], RATE[name], STEPS, CLIP) for name in MODELS}
+    plain = {name: plain_loop.losses_and_norms(MODELS[name], RATE[name], STEPS, CLIP) for name in RATE}
     runs = run_on_ranks(in_fp32, world_size)[0]
     for case, run in runs.items():
         losses, norms = plain[case[0]]
@@ -83,7 +84,7 @@ def test_fp32_is_a_plain_loop(world_size: int) -> None:
             ran(engine, "Hugging Face")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", RATE)
 def test_the_data_would_show_a_wrong_normaliser_or_a_missing_clip(name: str) -> None:
     """What the comparison above is worth: these faults are hundreds of times larger than what it allows."""
     right, norms = plain_loop.losses_and_norms(MODELS[name], RATE[name], STEPS, CLIP)
@@ -118,3 +119,23 @@ def test_low_precision_stays_near() -> None:
         if engine != "zero0":  # which sums in the precision of its weights; ddp has no choice to report
             assert run["settings"].get("gradient_precision", "float32") == "float32"
         ran(engine, precision)
+
+
+def in_fp8(ranks: Any, names: list[str]) -> dict[tuple[str, str | None], list[float]]:
+    kinds = (None, "rowwise", "tensorwise")
+    return {
+        (engine, kind): train(ranks, engine, 2, "wide", lr=SLOW, precision="bf16", fp8=kind)["losses"]
+        for engine in names
+        for kind in kinds
+    }
+
+
+def test_fp8_stays_near() -> None:
+    """Products of 8 bits for real: torch's CPU kernels compute them too."""
+    losses, _ = plain_loop.losses_and_norms(WIDE, SLOW, STEPS, CLIP)
+    runs = run_on_ranks(in_fp8, 2, engines(2))[0] | run_on_ranks(in_fp8, 1, ["local"])[0]
+    for (engine, kind), found in runs.items():
+        if kind is not None:
+            assert furthest(found, losses) < 1e-2, (engine, kind, furthest(found, losses))
+            assert furthest(found, runs[engine, None]) > 1e-5, (engine, kind)  # they are
+            ran(engine, "fp8")

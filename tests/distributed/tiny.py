@@ -100,7 +100,7 @@ OFFLOADED: dict[str, tuple[str, dict[str, Any]]] = {
 
 def config(engine: str, world_size: int, accumulation: int = 1, **changes: Any) -> RunConfig:
     """A run of `engine` with the global batch cut into `accumulation` micro-batches a rank."""
-    precision = changes.pop("precision", "fp32")
+    precision, fp8 = changes.pop("precision", "fp32"), changes.pop("fp8", None)
     engine, offload = OFFLOADED.get(engine, (engine, {}))
     of_engine = offload | {key: changes.pop(key) for key in ("sharded_init", "extra", "bucket_size") if key in changes}
     trainer = {"grad_clip": 0.2, "max_steps": 20, **changes}
@@ -113,7 +113,7 @@ def config(engine: str, world_size: int, accumulation: int = 1, **changes: Any) 
         optimizer={},
         schedule={},
         engine=Engine(name=engine, **{"bucket_size": 1000, **of_engine}),  # type: ignore[arg-type]
-        precision=Precision(name=precision),
+        precision=Precision(name=precision, fp8=fp8),
         trainer=Trainer(
             global_batch_size=GLOBAL_BATCH, micro_batch_size=GLOBAL_BATCH // world_size // accumulation, **trainer
         ),
