@@ -40,6 +40,8 @@ def _fault(key: str, value: Any, annotation: Any, origin: Origin) -> UserError:
     hint = ""
     if get_origin(annotation) is Literal and isinstance(value, str):
         hint = nearest(value, [str(option) for option in get_args(annotation)])
+    if isinstance(value, str) and "." not in key and _name(annotation) == "a mapping":  # a group, in a file
+        hint = f" To choose one of its files write below the recipe's defaults: - override /{key}: {value}"
     return UserError(f"{key} must be {_name(annotation)}, not {value!r}{origin(key)}.{hint}")
 
 
@@ -125,7 +127,7 @@ def check_fields(values: Any, schema: type, key: str, origin: Origin = nowhere) 
     Where the dataclass has `KINDS`, a table of more special ones, the value of `name` chooses among them.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{key or 'the configuration'} must be a mapping, not {values!r}{origin(key)}.")
+        raise _fault(key or "the configuration", values, schema, origin)
     prefix = f"{key}." if key else ""
     kinds: dict[str, type] | None = getattr(schema, "KINDS", None)
     if kinds and "name" in values:

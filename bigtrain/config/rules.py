@@ -91,11 +91,11 @@ def _positive(config: RunConfig) -> None:
         if count < 0:
             raise UserError(f"{key}={count}: it must be at least 0.")
     for key, value in at_least_one.items():
-        if value is not None and value < 1:
-            raise UserError(f"{key}={value}: it must be at least 1.")
+        if value is not None and not 1 <= value < 2**63:
+            raise UserError(f"{key}={value}: it must be {'at least 1' if value < 1 else 'below 2^63'}.")
     for key, number in above_zero.items():
-        if number is not None and not number > 0:
-            raise UserError(f"{key}={number}: it must be above 0 (null turns it off where it may be off).")
+        if number is not None and not 0 < number < float("inf"):
+            raise UserError(f"{key}={number}: it must be above 0 and finite (null turns it off where it may be off).")
     if hardware is not None and (most := max(hardware.products, hardware.attention)) > 1:
         raise UserError(f"hardware.products and hardware.attention are parts of the peak, at most 1: not {most}.")
     if not 0 <= config.seed < 2**63:

@@ -194,9 +194,14 @@ def optimizer_seconds(parameters: int, setup: Setup, hardware: Hardware, memory:
 
 
 def messages(parameters: int, setup: Setup, hardware: Hardware, nodes: int, computing: float, frozen: int = 0) -> float:
-    """Seconds of messages that nothing hides, of a step whose micro-batch computes for so many seconds."""
-    ranks = setup.ranks
-    if ranks == 1:
+    """Seconds of messages that nothing hides, of a step whose micro-batch computes for so many seconds.
+
+    Where the weights lie in the host's memory, a rank fetches its part of them before they are gathered.
+    """
+    fetched = 0.0
+    if setup.offload_parameters and setup.device != "cpu":
+        fetched = setup.size * (parameters + frozen) / setup.ranks / (hardware.host_link * 1e9 * REACHED)
+    if setup.ranks == 1 and not fetched:
         return 0.0
     link, network = hardware.link * 1e9 * REACHED, hardware.network * 1e9 * REACHED
     # Between nodes the GPUs of a node share the work: each sends a part of it through its own adapter.
@@ -206,7 +211,7 @@ def messages(parameters: int, setup: Setup, hardware: Hardware, nodes: int, comp
     weights, gradients = (volume / slowest for volume in _volumes(parameters, setup, frozen))
     forward, backward = computing / 3, computing * 2 / 3
     if setup.stage == 3:  # gathered forward and backward, in each micro-batch; gradients are sent in each one too
-        open_ = _left(weights, forward) + _left(weights + gradients, backward)
+        open_ = _left(fetched + weights, forward) + _left(fetched + weights + gradients, backward)
         return setup.accumulation * open_
     return _rounds(setup) * _left(gradients * _ways(setup), backward) + (weights if setup.stage > 0 else 0.0)
 

@@ -94,11 +94,13 @@ def time_lines(plan: Plan) -> list[str]:
     if not isinstance(plan.model, Shape):  # whose pass on tensors without memory does not tell them apart
         parts |= {"products": "matrix products, attention"}
         del parts["attention"]
+    if plan.setup.offload_parameters:
+        parts["messages"] = "messages, weights from the host"
     lines += [
         f"  {text:<34}{getattr(pace, kind):>9.3g} s {getattr(pace, kind) / pace.step:>6.0%}"
         for kind, text in parts.items()
     ]
-    lines.append(f"  {'in all':<34}{pace.step:>9.3g} s        binds: {PARTS[pace.binds]}")
+    lines.append(f"  {'in all':<34}{pace.step:>9.3g} s        binds: {parts[pace.binds]}")
     device = plan.setup.device == "cuda"
     rate = f"{pace.tokens_per_s:,.0f} tokens/s, {pace.tokens_per_s / plan.where.ranks:,.0f} a rank"
     lines.append(rate + (f", MFU {pace.mfu:.1%}" if device else ""))

@@ -262,6 +262,17 @@ def test_published_throughput_is_predicted() -> None:
     assert found["rows"] >= 140 and found["within_15_percent"] >= 105 and found["median"] < 0.10, found
 
 
+def test_weights_that_lie_on_the_host_are_fetched_twice_a_micro_batch() -> None:
+    words = ["recipe=pretrain/llama_8b", "hardware=rtx4090", "data.path=x", "launcher.processes=1",
+             "trainer.micro_batch_size=1", "trainer.global_batch_size=1"]  # fmt: skip
+    there, here_ = (plan(compose([*words, f"engine={name}"]).config) for name in ("zero3_offload", "zero3"))
+    assert there.pace and here_.pace and there.hardware and here_.pace.messages == 0
+    once = 2 * there.parameters / (there.hardware.host_link * 1e9 * REACHED)
+    forward = (there.pace.products + there.pace.attention) / 3
+    hidden = [min(0.9 * computing, 0.9 * once) for computing in (forward, 2 * forward)]
+    assert there.pace.messages == pytest.approx(2 * once - sum(hidden))
+
+
 def test_products_in_fp8_gain_what_torchao_published() -> None:
     """Llama 3 8B on 8 H100s, 1 x 8192 tokens, compiled (torchao/float8/README.md): +25.0 % and +10.1 % over bf16."""
     words = ["recipe=pretrain/llama_8b", "hardware=h100x8", "engine=fsdp", "data.path=x", "data.sequence_length=8192",
