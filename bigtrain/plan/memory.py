@@ -136,7 +136,7 @@ class _Walk:
         before = self.states["gradients"] if setup.accumulation > 1 or setup.engine == "ddp" else 0.0
         if setup.engine == "zero1" and setup.precision == "bf16" and not before:
             before = 4.0 * count.total  # DeepSpeed's BF16_Optimizer sums into one fp32 buffer that stays
-        elif setup.engine == "zero3" and low and not before:
+        elif setup.engine == "zero3" and not before:
             before = self.states["gradients"]  # of which there is one fp32 buffer that stays
         weights = gathered(count, setup)
         twice = self.states["gradients"] if setup.accumulation > 1 and setup.engine == "ddp" else 0.0  # not sent yet
@@ -187,8 +187,7 @@ def gathered(count: Counts, setup: Setup) -> float:
     if setup.engine == "fsdp":  # this block and the next one, and what is in no block
         return setup.size * (2.0 * count.block + count.embedding + count.head + count.norm)
     bucket = 4.0 * min(setup.bucket_size, count.total)  # where gradients are reduced, from the start
-    copies = 2 if setup.device == "cpu" and setup.ranks > 1 else 1  # gloo's message, and what is cut out of it
-    return copies * setup.size * float(min(count.total, LIVE)) + bucket
+    return (setup.size * float(min(count.total, LIVE)) if setup.ranks > 1 else 0.0) + bucket
 
 
 def rows_at_once(shape: Shape, tokens: float, device: str) -> float:
