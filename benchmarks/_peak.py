@@ -32,8 +32,8 @@ def batches(config: Any, vocabulary: int, accumulation: int) -> list[dict[str, t
 
 
 def count_on_all_threads() -> None:
-    """torch counts what its CPU allocator frees on threads that are profiled only, and gloo frees on its own what it has
-    sent last: without this flag of torch's such bytes would count as held for ever."""
+    """torch counts what its CPU allocator frees on threads that are profiled only, and gloo frees on its own what it
+    has sent last: without this flag of torch's such bytes would count as held for ever."""
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     ctypes.c_bool.in_dll(library, "FLAGS_caffe2_report_cpu_memory_usage").value = True
 

@@ -24,9 +24,9 @@ Mark = Literal["✔", "–", "GPU"]
 ENGINES = {
     "rows": ["local", "ddp", "fsdp", "horovod", "zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload",
              "zero3_nvme", "zeropp"],
-    "columns": ["1 rank", "2 ranks", "3 ranks", "4 ranks", "bf16", "fp16", "fp8", "selective", "full", "activations on host",
-                "sequence parallel", "tensor parallel", "second partition", "quantised messages", "Hugging Face",
-                "resumed to the bit", "killed, resumed", "elastic"],
+    "columns": ["1 rank", "2 ranks", "3 ranks", "4 ranks", "bf16", "fp16", "fp8", "selective", "full",
+                "activations on host", "sequence parallel", "tensor parallel", "second partition", "quantised messages",
+                "Hugging Face", "resumed to the bit", "killed, resumed", "elastic"],
 }  # fmt: skip
 LAUNCHERS = {
     "rows": ["local", "torchrun", "deepspeed", "ssh", "slurm", "horovod", "kubernetes", "sweep (-m)"],

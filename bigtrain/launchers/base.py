@@ -44,7 +44,7 @@ class Job:
         return ["bigtrain.train", "--run-dir", str(self.run_dir), *trust, *(["--report"] if reports else [])]
 
     def threads(self, ranks: int) -> str:
-        """CPU threads a rank, where `ranks` share the machine: what is asked for here or in the environment goes first."""
+        """CPU threads a rank, where `ranks` share the machine: first what recipe or environment ask for."""
         return str(self.config.launcher.threads or self.env.get("OMP_NUM_THREADS") or max(1, self.cores // ranks))
 
 

@@ -1,7 +1,8 @@
 """Seconds of a step of the native decoder: a roofline of its products, attention, traffic, optimizer and messages.
 
-Nothing here is fitted to a training run but `ROWWISE`: peaks and bandwidths are data sheets', what large products and fused attention
-reach of the peak are their kernels' own published benchmarks (`conf/hardware/`), the rest is counted. Pure: no torch.
+Nothing here is fitted to a training run but `ROWWISE`: peaks and bandwidths are data sheets', what large products and
+fused attention reach of the peak are their kernels' own published benchmarks (`conf/hardware/`), the rest is counted.
+Pure: no torch.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def _without_weights(component: dict[str, Any]) -> dict[str, Any]:
 
     path = str(component["path"])
     config = read_config(locate(path, files=["*.json"]), path).to_dict()
-    known = known_settings(config["model_type"])  # files carry more than transformers reads, such as older versions' own
+    known = known_settings(config["model_type"])  # files carry more, such as what older versions read
     return component | {"path": None, "config": {key: config[key] for key in config if key in known}, "teacher": None}
 
 
