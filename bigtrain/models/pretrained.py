@@ -75,7 +75,7 @@ def from_config(config: dict[str, Any], task: str, vocab_size: int | None, class
     if vocab_size is not None and task != "image_classification":
         settings["vocab_size"] = vocab_size
     settings |= {key: value for key, value in config.items() if key != "model_type"}
-    known = known_settings(kind)
+    known = known_settings(str(kind))
     for key in settings:
         if key not in known:
             raise UserError(f"model.config: {kind} has no setting '{key}'.{nearest(key, known)}")
