@@ -279,7 +279,11 @@ def describe(config: RunConfig, engine: Engine, ranks: Ranks, samples: int, step
             f"\n{ranks.world_size} ranks = {ranks.data_ranks} data x {sequence} sequence x {tensor} tensor; those of "
             "sequence and tensor share their samples"
         )
-    kind = config.precision.name + (f" with {config.precision.fp8} fp8 products" if config.precision.fp8 else "")
+    kind: str = config.precision.name
+    if config.precision.fp8:
+        from bigtrain.engines.fp8 import shares
+
+        kind += " with {} fp8 products in {} of {} linear layers".format(config.precision.fp8, *shares(engine.model))
     return (
         f"{short(parameters)} parameters, engine {engine.name}, {kind}, {engine.device.type}{cut}\n"
         f"global batch {trainer.global_batch_size} = {ranks.data_ranks} {'data ' * bool(cut)}ranks x "

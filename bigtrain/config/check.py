@@ -40,7 +40,7 @@ def _fault(key: str, value: Any, annotation: Any, origin: Origin) -> UserError:
     hint = ""
     if get_origin(annotation) is Literal and isinstance(value, str):
         hint = nearest(value, [str(option) for option in get_args(annotation)])
-    if isinstance(value, str) and "." not in key and _name(annotation) == "a mapping":  # a group, in a file
+    if isinstance(value, str) and "." not in key and _name(annotation).startswith("a mapping"):  # a group, in a file
         hint = f" To choose one of its files write below the recipe's defaults: - override /{key}: {value}"
     return UserError(f"{key} must be {_name(annotation)}, not {value!r}{origin(key)}.{hint}")
 

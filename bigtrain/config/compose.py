@@ -151,6 +151,10 @@ def load_frozen(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{file} is not a run's configuration.")
+    if "defaults" in raw:
+        folder = file.resolve().parent
+        way = f"--config-dir {folder.parent} recipe={file.stem}" if folder.name == "recipe" else "--config-dir"
+        raise UserError(f"{file} is a recipe with defaults, not a run's configuration: name it by {way}")
     return raw
 
 

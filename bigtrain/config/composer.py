@@ -120,15 +120,34 @@ class Composer:
         forced = [text if text.startswith("~") else f"++{text.lstrip('+')}" for text in values.values()]
         try:
             tree = self.loader.load_configuration("config", [*choices, *forced], RunMode.RUN, from_shell=False)
+        except RecursionError as error:
+            raise UserError(
+                "cannot compose the configuration: a file builds on itself through its defaults. A recipe that builds "
+                "on a shipped one needs another name than it."
+            ) from error
         except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
-            text = re.split("Config search path|Available options|\n\n", str(error))[0]
-            raise UserError(f"cannot compose the configuration: {' '.join(text.split())}") from error
+            text = " ".join(re.split("Config search path|Available options|\n\n", str(error))[0].split())
+            raise UserError(f"cannot compose the configuration: {text.rstrip('.')}.{self._instead(text)}") from error
         with open_dict(tree):
             del tree["hydra"]
         if "recipe" in tree and not any(key.partition(".")[0] == "recipe" for key in values):
             # Hydra puts a file without that line below its group's name.
-            raise UserError("the recipe's file lacks its first line: # @package _global_")
+            raise UserError(
+                "the recipe's file lacks its first line: # @package _global_ (or has a key `recipe`, whose place is "
+                "below defaults, as /recipe/NAME)"
+            )
         return tree
+
+    def _instead(self, fault: str) -> str:
+        """The nearest right thing to what Hydra found fault with."""
+        if "Cannot merge DictConfig with ListConfig" in fault:
+            return " It has a list where settings belong, as `key: value`."
+        found = re.search(r"Could not (?:load|find) '([^']+)'", fault)
+        group, _, option = found[1].rpartition("/") if found else ("", "", "")
+        rest = group.partition("/")[2]
+        if rest and not self.options(group) and self.options(rest):  # named relative to the folder it stands in
+            return f" In defaults a group of the top level begins with a slash: /{rest}/{option}"
+        return nearest(option, self.options(group)) if group else ""
 
     def origin(self, overrides: Sequence[str]) -> Origin:
         """A function that says where a dotted key got its value: an override, or a file."""

@@ -88,8 +88,8 @@ def _positive(config: RunConfig) -> None:
     if config.profiler is not None:
         at_least_one |= {"profiler.start": config.profiler.start, "profiler.steps": config.profiler.steps}
     for key, count in not_below_zero.items():
-        if count < 0:
-            raise UserError(f"{key}={count}: it must be at least 0.")
+        if not 0 <= count < float("inf"):
+            raise UserError(f"{key}={count}: it must be at least 0, and finite.")
     for key, value in at_least_one.items():
         if value is not None and not 1 <= value < 2**63:
             raise UserError(f"{key}={value}: it must be {'at least 1' if value < 1 else 'below 2^63'}.")
@@ -198,7 +198,7 @@ def _fp8(config: RunConfig) -> None:
     if config.engine.tensor_parallel > 1:
         raise UserError(
             "precision=fp8 and engine.tensor_parallel do not go together: DeepSpeed puts its own layers in the place "
-            "of those that are in fp8. Take precision=bf16, or engine=zero3."
+            "of those that are in fp8. Take precision=bf16, or engine.tensor_parallel=1."
         )
 
 

@@ -38,14 +38,18 @@ def fp8_products(model: nn.Module, precision: Precision, device: torch.device) -
 
     from bigtrain.engines.fsdp import blocks
 
-    fits = {
+    linear = {
         module
         for block in blocks(model)
         for module in block.modules()
-        if isinstance(module, nn.Linear)
-        and module.weight.is_floating_point()
-        and not (module.in_features % MULTIPLE or module.out_features % MULTIPLE)
+        if isinstance(module, nn.Linear) and module.weight.is_floating_point()
     }
+    if not linear:
+        raise UserError(
+            f"precision=fp8: {type(model).__name__} has no torch.nn.Linear in blocks (modules of an nn.ModuleList), "
+            "and nothing else is computed in fp8: take precision=bf16."
+        )
+    fits = {module for module in linear if not (module.in_features % MULTIPLE or module.out_features % MULTIPLE)}
     if not fits:
         raise UserError(
             "precision=fp8: no linear layer of the model's blocks has sides that are multiples of 16: take "
@@ -54,6 +58,12 @@ def fp8_products(model: nn.Module, precision: Precision, device: torch.device) -
     config = Float8LinearConfig.from_recipe_name(precision.fp8)
     converted: nn.Module = convert_to_float8_training(model, config=config, module_filter_fn=lambda m, name: m in fits)
     return converted
+
+
+def shares(model: nn.Module) -> tuple[int, int]:
+    """How many of the model's linear layers are in fp8, and of how many."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return sum(type(module).__name__ == "Float8Linear" for module in linear), len(linear)
 
 
 def scaling(model: nn.Module) -> str | None:

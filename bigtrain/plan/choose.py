@@ -127,16 +127,23 @@ def smallest(config: RunConfig, nodes: int) -> str:
                 f"the smallest cluster of these that holds it: {nodes} nodes x {fitting[0].where.each} = "
                 f"{fitting[0].where.ranks} {config.hardware.name}, as {_name(fitting[0])}"
             )
-    return f"no cluster of {config.hardware.name} holds it, as a block's own memory does not fit into one"
+    target = str(config.optimizer["_target_"])
+    why = f": {target.rpartition('.')[2]} needs whole matrices, and optimizer=adamw lets them be cut"
+    return (
+        f"no cluster of up to {nodes:,} nodes x {config.hardware.gpus} {config.hardware.name} holds it"
+        f"{why if target in NOT_ELEMENTWISE else ''}"
+    )
 
 
 def _frugal(config: RunConfig, model: Shape | Traced, nodes: int) -> Iterator[Plan]:
     """What takes least memory on so many nodes: a sample a rank, and a batch that divides."""
     ranks = cluster(config, config.hardware, nodes).ranks
-    for offload in (None, "cpu"):
+    whole = str(config.optimizer["_target_"]) in NOT_ELEMENTWISE  # its matrices cannot be cut
+    for offload in (None,) if whole else (None, "cpu"):
         batch = max(config.trainer.global_batch_size // ranks, 1) * ranks
         trainer = replace(config.trainer, micro_batch_size=1, global_batch_size=batch, activation_checkpointing="full")
-        engine = Engine(name="zero3", offload_optimizer=offload, offload_parameters=offload)
+        name = "zero3" if not whole else "ddp" if ranks > 1 else "local"
+        engine = Engine(name=name, offload_optimizer=offload, offload_parameters=offload)  # type: ignore[arg-type]
         yield plan(replace(config, engine=engine, trainer=trainer), model=model, nodes=nodes)
 
 
@@ -178,7 +185,7 @@ def decided(words: Sequence[str]) -> list[str]:
     config = compose(words).config
     best = choose(config).best
     if best.fits is False:
-        raise UserError(f"engine=auto: nothing fits. {smallest(config, best.where.nodes).capitalize()}.")
+        raise UserError(f"engine=auto: nothing fits; {smallest(config, best.where.nodes)}.")
     given = Choice((best,)).overrides()
     print(f"engine=auto: {' '.join(given)}", file=sys.stderr)
     return [*(word for word in words if word != "engine=auto"), *given]

@@ -45,10 +45,13 @@ class Sizes:
     head_width: int
     gated: bool
     layer_norm: bool
+    threads: int
+    """Of all ranks."""
 
 
-def measured(hardware: Hardware, setup: Setup, model: Shape | Traced, where: Cluster) -> Hardware:
-    """The hardware with what it leaves open filled in for one rank, of as many on a node as `where` has."""
+def measured(hardware: Hardware, setup: Setup, model: Shape | Traced, where: Cluster, threads: int | None) -> Hardware:
+    """The hardware with what it leaves open filled in for one rank, of as many on a node as `where` has, each with so
+    many threads (None: as a run would have them)."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     host = hardware.host_memory_gib or total / 2**30
     found = replace(hardware, host_memory_gib=host, memory_gib=hardware.memory_gib or host / where.each)
@@ -62,6 +65,7 @@ def measured(hardware: Hardware, setup: Setup, model: Shape | Traced, where: Clu
     sizes = Sizes(
         tokens, min(tokens, setup.sequence_length), block.width, block.mlp_width,
         block.heads, block.kv_heads, block.head_width, block.activation == "swiglu", block.norm == "layer_norm",
+        _threads(threads, where.each),
     )  # fmt: skip
     moved = block_bytes(block, replace(setup, tensor_parallel=1))
     products, attention, rest = _rates(setup.precision, sizes)
@@ -74,11 +78,18 @@ def measured(hardware: Hardware, setup: Setup, model: Shape | Traced, where: Clu
     )
 
 
+def _threads(asked: int | None, ranks: int) -> int:
+    """Of all ranks of this machine: `Job.threads` of each, and not more than there are cores."""
+    cores, set_ = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
+    each = asked or (int(set_) if set_.isdigit() and int(set_) else max(1, cores // ranks))
+    return min(cores, each * ranks)
+
+
 @cache  # engine=auto asks for hundreds of plans
 def _rates(precision: str, sizes: Sizes) -> tuple[float, float, float]:
     """FLOP/s of products, of attention, and tokens a second of a block's norms, residuals and activation.
 
-    Of all cores together, which the ranks share; forward and backward. Attention's FLOPs are `pace`'s: 3.5 times
+    Of all threads together, which the ranks share; forward and backward. Attention's FLOPs are `pace`'s: 3.5 times
     forward, over half of the keys.
     """
     import torch
@@ -116,7 +127,7 @@ def _rates(precision: str, sizes: Sizes) -> tuple[float, float, float]:
 
     attended = samples * sizes.length * sizes.heads * sizes.head_width * sizes.length / 2
     threads = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # all of them, also where a rank of several asks
+    torch.set_num_threads(sizes.threads)
     try:
         products_s, attention_s, rest_s = _seconds([products, attention, rest])
     finally:

@@ -160,7 +160,7 @@ class _Walk:
         works = tokens * (setup.size * inner * (2 if gated else 1) + residual * shape.width)
         # The head's gradient waits for the embedding's where they are one; else it is a gradient like the others.
         head_waits = head_gradient if shape.tied or not before else 0.0
-        for number in range(count.layers, 0, -1):
+        for number in dict.fromkeys((count.layers, 1)):  # from one to the other it only grows, or only shrinks
             done = (count.layers - number) * count.block * self.states["gradients"] / count.total
             gradients = (before or done) + 4 * shape.width * inner
             points[f"backward of block {number}"] = at(

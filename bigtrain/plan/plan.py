@@ -150,10 +150,14 @@ def plan(
     cpu = config.trainer.device == "cpu" if hardware is None else hardware.name == "CPU"
     setup = setup_of(config, where, "cpu" if cpu else "cuda")
     model = model or model_of(config)
+    if setup.fp8 and cpu and hardware is not None:
+        raise UserError("precision=fp8 trains on a CPU to be tried out, slower than bf16, and is not planned there.")
+    if setup.fp8 and isinstance(model, Shape) and model.width % 16:
+        raise UserError(f"precision=fp8: model.width={model.width} is no multiple of 16, and no product of it fits.")
     if cpu and hardware is not None:
         from bigtrain.plan.here import measured
 
-        hardware = measured(hardware, setup, model, where)
+        hardware = measured(hardware, setup, model, where, config.launcher.threads)
     found = None
     if hardware is not None and hardware.bandwidth is not None:
         peak = peak_of(hardware, setup.precision)

@@ -110,6 +110,8 @@ def time_lines(plan: Plan) -> list[str]:
         assert plan.steps is not None
         cost = "" if plan.dollars is None else f", {plan.dollars:,.{0 if plan.dollars >= 10 else 2}f} dollars"
         lines.append(f"{plan.steps:,} steps, {short(plan.steps * pace.tokens)} tokens: {duration(plan.seconds)}{cost}")
+    else:
+        lines.append("days and cost: not known before the data are: trainer.max_steps or trainer.max_tokens would say")
     return lines
 
 

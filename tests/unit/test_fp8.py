@@ -9,7 +9,7 @@ import torch
 
 from bigtrain.config.compose import compose
 from bigtrain.config.schema import Precision
-from bigtrain.engines.fp8 import fp8_products
+from bigtrain.engines.fp8 import fp8_products, shares
 from bigtrain.errors import UserError
 from bigtrain.models import decoder
 
@@ -35,6 +35,17 @@ def test_the_linear_layers_of_blocks_and_no_others() -> None:
 def test_layers_that_do_not_fit_stay_and_none_is_refused() -> None:
     with pytest.raises(UserError, match="no linear layer of the model's blocks has sides that are multiples of 16"):
         fp8_products(model(width=20), FP8, CPU)
+
+
+def test_a_model_without_linear_layers_in_blocks_is_told_that() -> None:
+    with pytest.raises(UserError, match=r"Sequential has no torch.nn.Linear in blocks \(modules of an nn.ModuleList\)"):
+        fp8_products(torch.nn.Sequential(torch.nn.Linear(32, 32)), FP8, CPU)
+
+
+def test_a_part_of_the_layers_is_counted() -> None:
+    part = decoder(vocab_size=64, sequence_length=8, layers=2, heads=2, width=32, mlp_width=60, tied=True)
+    in_fp8, of = shares(fp8_products(part, FP8, CPU))
+    assert 0 < in_fp8 < of
 
 
 def test_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:

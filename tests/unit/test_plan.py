@@ -194,6 +194,9 @@ def test_memory_alone_where_no_hardware_is_said(capsys: pytest.CaptureFixture[st
         (["hardware.gpus=8"], "hardware.name has no value"),
         (["hardware=h100", "hardware.name=Mystery"], "its peak is not known, and nothing is guessed"),
         (["hardware=v100", "nodes=1"], "has no bf16: take precision=fp32 or fp16"),
+        (["hardware=cpu", "precision=fp8"], "trains on a CPU to be tried out, slower than bf16, and is not planned"),
+        (["hardware=h100", "precision=fp8", "model.width=780"], "model.width=780 is no multiple of 16"),
+        (["hardware=h100x8", "hardware.price=inf"], "hardware.price=inf: it must be at least 0, and finite"),
         (["hardware=a100", "precision=fp8"], "has no fp8: take precision=fp32 or fp16 or bf16"),
         (["hardware=h100x8", "nodes=0"], "a number of nodes, at least 1"),
         (["hardware=h100x8", "hardware.price=-1"], "hardware.price=-1.0: it must be at least 0"),
@@ -262,6 +265,18 @@ def test_published_throughput_is_predicted() -> None:
     assert found["rows"] >= 140 and found["within_15_percent"] >= 105 and found["median"] < 0.10, found
 
 
+def test_an_optimizer_of_whole_matrices_is_not_advised_to_be_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "recipe=pretrain/llama_8b", "hardware=h100x8", "engine=auto", "optimizer=muon"]) == 0
+    said = capsys.readouterr().out
+    assert "muon needs whole matrices, and optimizer=adamw lets them be cut" in said and "it would fit" not in said
+
+
+def test_a_model_of_any_number_of_blocks_is_planned_at_once() -> None:
+    words = ["recipe=pretrain/llama_8b", "hardware=h100x8", "data.path=x"]
+    few, many = (plan(compose([*words, f"model.layers={layers}"]).config) for layers in (2, 10**8))
+    assert few.memory.points.keys() == {*many.memory.points} - {"backward of block 100000000"} | {"backward of block 2"}
+
+
 def test_weights_that_lie_on_the_host_are_fetched_twice_a_micro_batch() -> None:
     words = ["recipe=pretrain/llama_8b", "hardware=rtx4090", "data.path=x", "launcher.processes=1",
              "trainer.micro_batch_size=1", "trainer.global_batch_size=1"]  # fmt: skip
@@ -294,7 +309,9 @@ def test_a_cpu_is_measured_at_the_models_sizes_and_shared_by_its_ranks(monkeypat
     words = ["recipe=quickstart", "hardware=cpu", "model.kv_heads=2", "data.sequence_length=256"]
     one, two = (plan(compose([*words, f"launcher.processes={ranks}"]).config) for ranks in (1, 2))
     assert one.hardware is not None and two.hardware is not None and one.pace is not None and two.pace is not None
-    assert found[0] == here.Sizes(2048, 256, 128, 352, heads=4, kv_heads=2, head_width=32, gated=True, layer_norm=False)
+    assert found[0] == here.Sizes(
+        2048, 256, 128, 352, heads=4, kv_heads=2, head_width=32, gated=True, layer_norm=False, threads=1
+    )
     assert one.hardware.tflops == {"fp32": 0.1} and two.hardware.tflops == {"fp32": 0.05}
     assert one.hardware.attention == two.hardware.attention == 0.25
     # By the measured rate of norms, residuals and activation these take as long as they were seen to.
@@ -308,7 +325,7 @@ def test_a_cpu_is_measured_at_the_models_sizes_and_shared_by_its_ranks(monkeypat
 
 def test_what_this_cpu_reaches_is_measured_with_all_cores() -> None:
     threads = torch.get_num_threads()
-    sizes = here.Sizes(512, 512, 512, 512, heads=8, kv_heads=4, head_width=64, gated=True, layer_norm=True)
+    sizes = here.Sizes(512, 512, 512, 512, heads=8, kv_heads=4, head_width=64, gated=True, layer_norm=True, threads=2)
     products, attention, rest = here._rates("fp32", sizes)
     assert products > 1e9 and 1e8 < attention < 2 * products and rest > 1e3
     assert torch.get_num_threads() == threads
