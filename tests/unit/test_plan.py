@@ -266,7 +266,7 @@ def test_published_throughput_is_predicted() -> None:
 
 
 def test_an_optimizer_of_whole_matrices_is_not_advised_to_be_cut(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "recipe=pretrain/llama_8b", "hardware=h100x8", "engine=auto", "optimizer=muon"]) == 0
+    assert main(["plan", "recipe=pretrain/llama_8b", "hardware=h100x8", "engine=auto", "optimizer=muon"]) == 1
     said = capsys.readouterr().out
     assert "muon needs whole matrices, and optimizer=adamw lets them be cut" in said and "it would fit" not in said
 
