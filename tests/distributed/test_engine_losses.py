@@ -122,7 +122,7 @@ def test_low_precision_stays_near() -> None:
 
 
 def in_fp8(ranks: Any, names: list[str]) -> dict[tuple[str, str | None], list[float]]:
-    kinds = (None, "rowwise", "tensorwise")
+    kinds = (None, "rowwise", "tensorwise") if names == ["local"] else (None, "rowwise")
     return {
         (engine, kind): train(ranks, engine, 2, "wide", lr=SLOW, precision="bf16", fp8=kind)["losses"]
         for engine in names
