@@ -7,6 +7,7 @@ bits on its way in, forward and backward. Parameters keep their names: checkpoin
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ def fp8_products(model: nn.Module, precision: Precision, device: torch.device) -
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         name = torch.cuda.get_device_name(device)
         raise UserError(f"{name} has no fp8, which came with the H100 and the L40S: take precision=bf16.")
+    for talker in ("torchao", "torch.utils._pytree"):  # of kernels for other GPUs, and of what torch will deprecate
+        logging.getLogger(talker).setLevel(logging.ERROR)
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     from bigtrain.engines.fsdp import blocks
