@@ -152,9 +152,10 @@ def load_frozen(file: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{file} is not a run's configuration.")
     if "defaults" in raw:
-        folder = file.resolve().parent
-        way = f"--config-dir {folder.parent} recipe={file.stem}" if folder.name == "recipe" else "--config-dir"
-        raise UserError(f"{file} is a recipe with defaults, not a run's configuration: name it by {way}")
+        place = file.resolve().parent
+        folder, first = (place.parent, "") if place.name == "recipe" else ("DIR", "put it into DIR/recipe and ")
+        way = f"{first}name it by --config-dir {folder} recipe={file.stem}"
+        raise UserError(f"{file} is a recipe with defaults, not a run's configuration: {way}")
     return raw
 
 

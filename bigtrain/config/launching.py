@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from bigtrain.config.hosts import listed_hosts
@@ -26,6 +27,11 @@ def here(config: RunConfig) -> bool:
     return isinstance(config.launcher, Local | Torchrun) or (
         isinstance(config.launcher, Hosts) and not listed_hosts(config.launcher)
     )
+
+
+def threads(asked: int | None, environment: Mapping[str, str], cores: int, ranks: int) -> str:
+    """CPU threads of each of `ranks` ranks that share a machine: what the recipe or the environment asks for first."""
+    return str(asked or environment.get("OMP_NUM_THREADS") or max(1, cores // ranks))
 
 
 def processes(config: RunConfig) -> int:

@@ -16,6 +16,9 @@ Component = dict[str, Any]
 ELEMENTWISE_ONLY = ("fsdp", "zero1", "zero2", "zero3")
 """Engines that cut parameters into slices, so that the optimizer may not look at a matrix's shape."""
 
+FP8_MULTIPLE = 16
+"""Of which both sides of a weight must be one to be multiplied in fp8: the kernels take no other."""
+
 NOT_ELEMENTWISE = ("bigtrain.optim.muon", "bigtrain.optim.adafactor", "torch.optim.Muon", "torch.optim.Adafactor")
 
 

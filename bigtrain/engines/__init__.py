@@ -30,6 +30,7 @@ def build_engine(
         UserError: the engine, the precision and the device do not go together, or `engine.extra` is wrong.
     """
     from bigtrain.distributed import seed_all
+    from bigtrain.engines.fp8 import fp8_products
 
     seed_all(config.seed)
     if config.engine.name == "auto":
@@ -42,12 +43,11 @@ def build_engine(
         from bigtrain.engines.horovod import HorovodEngine as Chosen
     else:
         from bigtrain.engines.deepspeed import DeepSpeedEngine as Chosen  # type: ignore[assignment]
-    if config.precision.fp8:
-        from bigtrain.engines.fp8 import fp8_products
 
-        plain = build_model
-        build_model = lambda: fp8_products(plain(), config.precision, ranks.device)  # noqa: E731
-    engine: Engine = Chosen(config, build_model, objective, build_optimizer, ranks)
+    def build() -> nn.Module:
+        return fp8_products(build_model(), config.precision, ranks.device)
+
+    engine: Engine = Chosen(config, build, objective, build_optimizer, ranks)
     # Ranks that hold one model together drop the same activations.
     seed_all(config.seed, ranks.rank // config.engine.tensor_parallel)
     return engine

@@ -13,11 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bigtrain.config.schema import Precision
+from bigtrain.config.schema import FP8_MULTIPLE, Precision
 from bigtrain.errors import UserError
-
-MULTIPLE = 16
-"""Of which both sides of a weight must be one: the kernels take no other."""
 
 
 def fp8_products(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
@@ -52,11 +49,11 @@ def fp8_products(model: nn.Module, precision: Precision, device: torch.device) -
             f"precision=fp8: {type(model).__name__} has no torch.nn.Linear in blocks (modules of an nn.ModuleList), "
             "and nothing else is computed in fp8: take precision=bf16."
         )
-    fits = {module for module in linear if not (module.in_features % MULTIPLE or module.out_features % MULTIPLE)}
+    fits = {each for each in linear if not (each.in_features % FP8_MULTIPLE or each.out_features % FP8_MULTIPLE)}
     if not fits:
         raise UserError(
-            "precision=fp8: no linear layer of the model's blocks has sides that are multiples of 16: take "
-            "precision=bf16, or another width."
+            "precision=fp8: no linear layer of the model's blocks has sides that are multiples of "
+            f"{FP8_MULTIPLE}: take precision=bf16, or another width."
         )
     config = Float8LinearConfig.from_recipe_name(precision.fp8)
     converted: nn.Module = convert_to_float8_training(model, config=config, module_filter_fn=lambda m, name: m in fits)

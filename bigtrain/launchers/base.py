@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bigtrain.config.hosts import Host
+from bigtrain.config.launching import threads
 from bigtrain.config.schema import RunConfig
 
 
@@ -44,8 +45,8 @@ class Job:
         return ["bigtrain.train", "--run-dir", str(self.run_dir), *trust, *(["--report"] if reports else [])]
 
     def threads(self, ranks: int) -> str:
-        """CPU threads a rank, where `ranks` share the machine: first what recipe or environment ask for."""
-        return str(self.config.launcher.threads or self.env.get("OMP_NUM_THREADS") or max(1, self.cores // ranks))
+        """CPU threads a rank, where `ranks` share the machine."""
+        return threads(self.config.launcher.threads, self.env, self.cores, ranks)
 
 
 @dataclass(frozen=True, slots=True)

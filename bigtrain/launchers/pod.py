@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bigtrain.config.launching import threads
 from bigtrain.errors import guarded
 from bigtrain.launchers.base import Process
 from bigtrain.launchers.supervise import run
@@ -25,7 +26,7 @@ def commands(node: Node, words: Sequence[str], cores: int, environment: Mapping[
         "LOCAL_WORLD_SIZE": str(node.processes),
         "MASTER_ADDR": node.master_addr,
         "MASTER_PORT": str(node.master_port),
-        "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", str(max(1, cores // node.processes))),
+        "OMP_NUM_THREADS": threads(None, environment, cores, node.processes),
     }
     first = node.rank * node.processes
     return [

@@ -94,7 +94,7 @@ def candidates(config: RunConfig, model: Shape | Traced, nodes: int | None) -> I
     parts = [1]
     if gpu and isinstance(model, Shape):
         parts = [n for n in _powers(where.each) if model.kv_heads % n == 0 and model.mlp_width % n == 0]
-    whole = str(config.optimizer["_target_"]) in NOT_ELEMENTWISE
+    whole = _whole(config)
     for name, size, kind, tensor in itertools.product(ENGINES, sizes, CHECKPOINTING, parts):
         engine, _, offload = name.partition("_")
         if (engine == "local") != (where.ranks == 1) and engine in ("local", "ddp"):
@@ -127,23 +127,28 @@ def smallest(config: RunConfig, nodes: int) -> str:
                 f"the smallest cluster of these that holds it: {nodes} nodes x {fitting[0].where.each} = "
                 f"{fitting[0].where.ranks} {config.hardware.name}, as {_name(fitting[0])}"
             )
-    target = str(config.optimizer["_target_"])
-    why = f": {target.rpartition('.')[2]} needs whole matrices, and optimizer=adamw lets them be cut"
-    return (
-        f"no cluster of up to {nodes:,} nodes x {config.hardware.gpus} {config.hardware.name} holds it"
-        f"{why if target in NOT_ELEMENTWISE else ''}"
-    )
+    why = ""
+    if _whole(config):
+        name = str(config.optimizer["_target_"]).rpartition(".")[2]
+        why = f": {name} needs whole matrices, and optimizer=adamw lets them be cut"
+    return f"no cluster of up to {nodes:,} nodes x {config.hardware.gpus} {config.hardware.name} holds it{why}"
+
+
+def _whole(config: RunConfig) -> bool:
+    """Whether the optimizer looks at whole matrices, which then cannot be cut."""
+    return str(config.optimizer["_target_"]) in NOT_ELEMENTWISE
 
 
 def _frugal(config: RunConfig, model: Shape | Traced, nodes: int) -> Iterator[Plan]:
     """What takes least memory on so many nodes: a sample a rank, and a batch that divides."""
     ranks = cluster(config, config.hardware, nodes).ranks
-    whole = str(config.optimizer["_target_"]) in NOT_ELEMENTWISE  # its matrices cannot be cut
-    for offload in (None,) if whole else (None, "cpu"):
+    name: Literal["zero3", "ddp", "local"] = "zero3"
+    if _whole(config):
+        name = "ddp" if ranks > 1 else "local"
+    for offload in (None, "cpu") if name == "zero3" else (None,):
         batch = max(config.trainer.global_batch_size // ranks, 1) * ranks
         trainer = replace(config.trainer, micro_batch_size=1, global_batch_size=batch, activation_checkpointing="full")
-        name = "zero3" if not whole else "ddp" if ranks > 1 else "local"
-        engine = Engine(name=name, offload_optimizer=offload, offload_parameters=offload)  # type: ignore[arg-type]
+        engine = Engine(name=name, offload_optimizer=offload, offload_parameters=offload)
         yield plan(replace(config, engine=engine, trainer=trainer), model=model, nodes=nodes)
 
 

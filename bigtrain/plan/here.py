@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from bigtrain.config.launching import threads
 from bigtrain.config.schema import Hardware
 from bigtrain.models.shapes import Shape
 from bigtrain.plan.memory import Setup
@@ -79,10 +80,10 @@ def measured(hardware: Hardware, setup: Setup, model: Shape | Traced, where: Clu
 
 
 def _threads(asked: int | None, ranks: int) -> int:
-    """Of all ranks of this machine: `Job.threads` of each, and not more than there are cores."""
-    cores, set_ = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
-    each = asked or (int(set_) if set_.isdigit() and int(set_) else max(1, cores // ranks))
-    return min(cores, each * ranks)
+    """Of all ranks of this machine, and not more than there are cores, also where the environment has no number."""
+    cores = len(os.sched_getaffinity(0))
+    each = threads(asked, os.environ, cores, ranks)
+    return min(cores, (int(each) if each.isdigit() and int(each) else max(1, cores // ranks)) * ranks)
 
 
 @cache  # engine=auto asks for hundreds of plans

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bigtrain.config.schema import Hardware, RunConfig
+from bigtrain.config.schema import FP8_MULTIPLE, Hardware, RunConfig
 from bigtrain.errors import UserError
 from bigtrain.models.shapes import Shape
 from bigtrain.plan.decoder import counts
@@ -149,11 +149,12 @@ def plan(
     where = where or cluster(config, hardware, nodes)
     cpu = config.trainer.device == "cpu" if hardware is None else hardware.name == "CPU"
     setup = setup_of(config, where, "cpu" if cpu else "cuda")
-    model = model or model_of(config)
     if setup.fp8 and cpu and hardware is not None:
         raise UserError("precision=fp8 trains on a CPU to be tried out, slower than bf16, and is not planned there.")
-    if setup.fp8 and isinstance(model, Shape) and model.width % 16:
-        raise UserError(f"precision=fp8: model.width={model.width} is no multiple of 16, and no product of it fits.")
+    model = model or model_of(config)
+    if setup.fp8 and isinstance(model, Shape) and model.width % FP8_MULTIPLE:
+        fault = f"model.width={model.width} is no multiple of {FP8_MULTIPLE}, and no product of it fits."
+        raise UserError(f"precision=fp8: {fault}")
     if cpu and hardware is not None:
         from bigtrain.plan.here import measured
 

@@ -189,7 +189,7 @@ class Suite:
         case = Case("recipe", "as it is", self._as_it_is(), self.settings.ranks, data="as it is")
         precision = self.recipe.precision
         case.name += f": {case.config.engine.name}, {'fp8' if precision.fp8 else precision.name}"
-        yield self._compared(case, self._run(right), of_precision(self.recipe.precision))
+        yield self._compared(case, self._run(right), of_precision(precision))
 
     def _as_it_is(self) -> RunConfig:
         config = cases.own_engine(self.base, self.settings.ranks)
