@@ -222,7 +222,7 @@ class Saver:
         self._background = Background()
         self._parent = parent.path.name if parent else None
 
-    def __call__(self, state: State, held_out: float | None) -> None:
+    def __call__(self, state: State, held_out: float | None, last: bool) -> None:
         """Write one; see `bigtrain.trainer.Job.save`."""
         from bigtrain.checkpoint import find
         from bigtrain.distributed import rng_state
@@ -234,6 +234,7 @@ class Saver:
             {"loop": state.as_dict(), "engine": self._engine.scalars(), "data": self._data},
             rng_state(),
             self._ranks,
+            at_once=last,
             keep_last=self._config.checkpoint.keep_last,
             keep_best=self._config.checkpoint.keep_best,
             metric=held_out,

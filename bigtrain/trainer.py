@@ -77,8 +77,9 @@ class Job:
     meters: Meters
     log: Callable[[int, Split, Numbers], None]
     """A line of metrics: step, split, numbers."""
-    save: Callable[[State, float | None], None]
-    """Write a checkpoint; the number is the held-out loss at this step, where it was measured."""
+    save: Callable[[State, float | None, bool], None]
+    """Write a checkpoint; the number is the held-out loss at this step, where it was measured. True: no step follows.
+    """
     save_every: int | None
     stepped: Callable[[int], None]
     """Called after each step, for a progress bar."""
@@ -170,7 +171,7 @@ def fit(job: Job, state: State, stop: Stop) -> bool:
         if faults:
             if state.step > saved:
                 with meters.paused():
-                    job.save(state, None)
+                    job.save(state, None, True)
             raise fault or RunError("another rank cannot read its data any more: see its message.")
         targets //= ranks.replicas
         factor = job.schedule(state.step, job.total_steps)
@@ -199,7 +200,7 @@ def fit(job: Job, state: State, stop: Stop) -> bool:
             finished = finished or _no_better(settings, state)
         if stops or (keeps and (finished or (job.save_every and state.step % job.save_every == 0))):
             with meters.paused():
-                job.save(state, held_out)
+                job.save(state, held_out, finished or bool(stops))
             saved = state.step
         if stops:
             return finished

@@ -1,6 +1,7 @@
 """Checkpoints that training does not wait for: copied in memory, then written by a thread while the next steps run.
 
-Where the host has no room for the copy on any rank, all write at once, as `save` does, and training waits.
+Where the host has no room for the copy on any rank, all write at once, as `save` does, and training waits. So they do
+where no step follows that could go on meanwhile.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class Background:
 
     def save(
         self, run_dir: str | Path, step: int, fragments: Sequence[Fragment], state: Any, rng: Any, ranks: Ranks,
-        **settings: Any,
+        *, at_once: bool = False, **settings: Any,
     ) -> None:  # fmt: skip
-        """`bigtrain.checkpoint.save.save` with the same arguments, done when `wait` has returned.
+        """`bigtrain.checkpoint.save.save` with the same arguments, done when `wait` has returned; or `at_once`, uncopied.
 
         `state` and `rng` must not change any more; the fragments may as soon as this returns.
 
@@ -50,7 +51,7 @@ class Background:
         owned = [fragment for fragment in fragments if fragment.owner and fragment.numel]
         needed = sum(tensorfile.size(fragment.tensors) for fragment in owned) - tensorfile.size(self._copies)
         room = needed <= 0 or SPARE * needed * ranks.local_world_size <= free_memory_bytes()
-        if not all(gather_objects(room)):
+        if at_once or not all(gather_objects(room)):
             self._copies = {}
             save(run_dir, step, fragments, state, rng, ranks, **settings)
             return

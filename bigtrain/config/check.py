@@ -144,6 +144,8 @@ def check_fields(values: Any, schema: type, key: str, origin: Origin = nowhere) 
         and field.default_factory is dataclasses.MISSING
         and field.name not in values
     ]
+    if missing and missing[0] == "name" and values:
+        raise UserError(f"{prefix}{next(iter(values))} is of a {key} that is not chosen: say {key}=NAME beside it.")
     if missing:
         raise UserError(f"{prefix}{missing[0]} has no value: give one, as {prefix}{missing[0]}=VALUE.")
     return schema(**{name: check(value, hints[name], f"{prefix}{name}", origin) for name, value in values.items()})

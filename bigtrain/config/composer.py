@@ -31,6 +31,8 @@ def overrides_from(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
             if not Path(value).is_dir():
                 raise UserError(f"--config-dir: there is no folder '{value}'.")
             folders.append(Path(value).resolve())
+        elif word.startswith("--") and "=" in word:
+            raise UserError(f"'{word}': a setting is written without dashes, as {word.lstrip('-')}")
         elif "=" in word.lstrip("+~") or word.startswith("~"):
             overrides.append(word)
         else:
@@ -103,8 +105,11 @@ class Composer:
             for option in value if isinstance(value, list) else [value]:
                 if not override.is_delete() and str(option) not in self.options(key):
                     frozen = Path(str(option), "config.yaml")
-                    run = f" Did you mean '{key}={frozen}'?" if key == "recipe" and frozen.is_file() else None
-                    raise UserError(f"there is no {key}={option}.{run or nearest(str(option), self.options(key))}")
+                    hint = f" Did you mean '{key}={frozen}'?" if key == "recipe" and frozen.is_file() else ""
+                    several = re.fullmatch(r"(.+)x(\d+)", str(option))
+                    if key == "hardware" and several and several[1] in self.options(key):
+                        hint = f" Say hardware={several[1]} hardware.gpus={several[2]}"
+                    raise UserError(f"there is no {key}={option}.{hint or nearest(str(option), self.options(key))}")
             choices.append(text.lstrip("+"))
         return choices, values
 

@@ -77,7 +77,7 @@ def rows_at_once(hidden: Tensor, weight: Tensor) -> int:
         # Each chunk reads and writes the weight's whole gradient: a GPU wants few of them, and half that gradient's
         # size (or 128 MiB) is little beside it.
         return max(width // 2, 2**25 // vocabulary)
-    return max(1, 2**24 // vocabulary)  # 64 MiB in fp32
+    return max(1, 2**20 // vocabulary) * 16  # 64 MiB in fp32; MKL is slower by 8 % on rows that are no multiple of 16
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -36,6 +36,8 @@ class Shape:
     """Llama 3's stretching of the rotary wavelengths, with Hugging Face's keys; null: none."""
 
 
+LARGEST = 1_000_000_000
+"""Of any of its sizes: more is a slip of the keyboard."""
 SETTINGS = tuple(field.name for field in fields(Shape))
 
 _GPT2: dict[str, Any] = {
@@ -82,8 +84,8 @@ def resolve(preset: str | None, given: Mapping[str, Any]) -> Shape:
     if missing:
         raise UserError(f"The model needs model.{missing[0]}: give it, or a model.preset ({', '.join(PRESETS)}).")
     for name in ("vocab_size", "sequence_length", "layers", "heads", "width", "kv_heads", "head_width", "mlp_width"):
-        if known.get(name, 1) < 1:
-            raise UserError(f"model.{name} must be at least 1, not {known[name]}.")
+        if not 1 <= known.get(name, 1) <= LARGEST:
+            raise UserError(f"model.{name} must be from 1 to {LARGEST:,}, not {known[name]:.6g}.")
     heads, width = known["heads"], known["width"]
     if "head_width" not in known and width % heads:
         near = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - heads))

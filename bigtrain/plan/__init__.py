@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     for word in argv:
         if word.startswith("nodes="):
             nodes = _number(word)
-        if word.startswith("--") and word not in FLAGS and not word.startswith("--config-dir"):
+        if word.startswith("--") and "=" not in word and word not in (*FLAGS, "--config-dir"):
             raise UserError(f"bigtrain plan has no option '{word}'.{nearest(word, (*FLAGS, '--config-dir'))}")
     words, config = _composed(words, nodes)
     if config.engine.name == "auto":

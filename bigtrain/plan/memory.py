@@ -194,7 +194,7 @@ def rows_at_once(shape: Shape, tokens: float, device: str) -> float:
     """Rows of logits that exist at a time: `bigtrain.models.losses.rows_at_once`."""
     if device == "cuda":
         return min(tokens, max(shape.width // 2, 2**25 // shape.vocab_size))
-    return min(tokens, max(1, 2**24 // shape.vocab_size))
+    return min(tokens, max(1, 2**20 // shape.vocab_size) * 16)
 
 
 def moved(held: dict[str, float], setup: Setup) -> float:

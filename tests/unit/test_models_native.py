@@ -100,7 +100,7 @@ def test_what_is_set_wins_over_the_preset():
         ({"width": 32}, "needs model.vocab_size"),
         (TINY | {"heads": 5}, "does not divide into model.heads=5; 4 heads would"),
         (TINY | {"kv_heads": 3}, "must divide model.heads=4"),
-        (TINY | {"layers": 0}, "model.layers must be at least 1"),
+        (TINY | {"layers": 0}, "model.layers must be from 1 to"),
         (TINY | {"head_width": 7}, "must be even"),
         (TINY | {"dropout": 1.0}, "model.dropout"),
         (TINY | GPT2 | {"rope_scaling": {"factor": 2}}, "positions=rotary only"),

@@ -191,7 +191,10 @@ def test_memory_alone_where_no_hardware_is_said(capsys: pytest.CaptureFixture[st
     ("words", "told"),
     [
         (["hardware=h1000"], "Did you mean 'h100'?"),
-        (["hardware.gpus=8"], "hardware.name has no value"),
+        (["hardware=a100x4"], "Say hardware=a100 hardware.gpus=4"),
+        (["--hardware=h100"], "without dashes, as hardware=h100"),
+        (["hardware=h100", "model.width=1e30"], "model.width must be from 1 to 1,000,000,000, not 1e+30"),
+        (["hardware.gpus=8"], "hardware.gpus is of a hardware that is not chosen: say hardware=NAME"),
         (["hardware=h100", "hardware.name=Mystery"], "its peak is not known, and nothing is guessed"),
         (["hardware=v100", "nodes=1"], "has no bf16: take precision=fp32 or fp16"),
         (["hardware=cpu", "precision=fp8"], "trains on a CPU to be tried out, slower than bf16, and is not planned"),
