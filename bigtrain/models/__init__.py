@@ -139,7 +139,8 @@ def lstm(
         width: of embeddings and states; half of it for each direction of reading.
         layers: of the encoder, and of the decoder.
         dropout: of embeddings, between layers and in front of the head, while training.
-        word_dropout: of whole tokens that are read, while training (arXiv:1512.05287): texts in other words.
+        word_dropout: the largest share of whole tokens of a text that is not read, while training; each sample has a
+            share of its own, from 0 to it (arXiv:1512.05287 has one for all): texts in other words.
         word_shuffle: share of the samples whose tokens are read in random order, while training (arXiv:1711.00043):
             texts in another order of words.
         lexical: what is looked at goes to the head directly too: words are copied, or translated one by one

@@ -9,7 +9,7 @@ import torch
 
 from bigtrain.errors import UserError
 from bigtrain.models import lstm
-from bigtrain.models.recurrent import LSTMSeq2Seq, shuffled
+from bigtrain.models.recurrent import LSTMSeq2Seq, shuffled, unread
 from bigtrain.models.search import beam_search
 
 END = 0
@@ -133,3 +133,15 @@ WRONG: list[tuple[dict[str, object], str]] = [
 def test_shapes_that_cannot_be(changes: dict[str, object], match: str) -> None:
     with pytest.raises(UserError, match=match):
         model(**changes)
+
+
+def test_unread_is_a_share_of_its_own_of_each_sample() -> None:
+    torch.manual_seed(0)
+    words = torch.ones(400, 200, 3)
+    found = unread(words, 0.8)
+    assert ((found == 0) | (found == 1)).all(), "what is read is read as it was"
+    assert (found[..., 0] == found[..., 2]).all(), "tokens are left out whole"
+    shares = (found[..., 0] == 0).float().mean(1)
+    assert shares.min() < 0.05 and 0.72 < shares.max() < 0.95, "from texts as good as whole to those with a fifth left"
+    assert abs(shares.mean() - 0.4) < 0.03
+    assert (unread(words, 0.0) == words).all()
