@@ -242,7 +242,7 @@ def chatbot(row: Row) -> dict[str, Any]:
     from bigtrain.generate import answer
     from bigtrain.trained import load_trained
 
-    run = row.train("run", "recipe=chatbot/lstm", f"data.path={row.data}/chat")
+    run = row.train("run", "recipe=chatbot/lstm", f"data.path={row.data}/chat", "launcher.cpu_processes=1")
     trained = load_trained(run)
     known = _trained_pairs(trained)
     asked = random.Random(0).sample(sorted(known), 100)
