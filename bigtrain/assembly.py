@@ -89,12 +89,14 @@ def total_steps(config: RunConfig, samples: int) -> int:
 
 def check_parts(config: RunConfig) -> tuple[Any, Any]:
     """The schedule and the objective; a `UserError` for values that they or the optimizer refuse, and for a tracker
-    without its package. Before the data are prepared, as that may take hours."""
+    or fp8 without its package. Before the data are prepared, as that may take hours."""
     from torch import nn
 
-    from bigtrain.telemetry import check_installed
+    from bigtrain import telemetry
+    from bigtrain.engines import fp8
 
-    check_installed([tracker["_target_"] for tracker in config.tracker.values()])
+    fp8.check_installed(config.precision)
+    telemetry.check_installed([tracker["_target_"] for tracker in config.tracker.values()])
     schedule, objective = build(config.schedule, "schedule"), build(config.objective, "objective")
     try:
         build_optimizer(config, nn.Linear(2, 2))

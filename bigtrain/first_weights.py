@@ -29,7 +29,9 @@ def check(path: str, config: RunConfig) -> None:
     if folder.is_file():
         raise UserError(f"{KEY}={path} is a file: give the run's folder, {folder.parent}.")
     if not folder.is_dir():
-        raise UserError(f"{KEY}={path}: there is no such run or checkpoint.{nearest_path(folder)}")
+        own = Path(config.run.dir or "").resolve()  # has been made already
+        near = nearest_path(folder, lambda entry: entry.resolve() != own)
+        raise UserError(f"{KEY}={path}: there is no such run or checkpoint.{near}")
     if not listed(path):
         export = (folder / "config.json").is_file()
         hint = f" It is an export or another Hugging Face folder: model.path={path} begins with that." if export else ""

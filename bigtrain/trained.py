@@ -199,9 +199,11 @@ def locate(folder: Path) -> tuple[Kind, Path | None]:
 
 
 def _inside(folder: Path) -> str:
-    """The run folders below, for the message."""
-    runs = sorted(file.parent for pattern in ("*/config.yaml", "*/*/config.yaml") for file in folder.glob(pattern))
-    return f" There are runs in it: {', '.join(map(str, runs[-3:]))}" if runs else ""
+    """The latest run folders below, for the message."""
+    configs = [file for depth in (1, 2, 3) for file in folder.glob("*/" * depth + "config.yaml")]
+    runs = [file for file in configs if (file.parent / FOLDER).is_dir()]
+    latest = [str(file.parent) for file in sorted(runs, key=lambda file: file.stat().st_mtime)[-3:]]
+    return f" There are runs in it: {', '.join(latest)}" if latest else ""
 
 
 def choose_device(wanted: Device, config: RunConfig | None) -> torch.device:

@@ -161,14 +161,14 @@ def names_taken(signature: inspect.Signature, positional: int) -> list[str] | No
     return [p.name for p in parameters[positional:] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def leave_out_replaced(component: Component, key: str, typed: Collection[str]) -> list[str]:
-    """Drop the settings of the option whose `_target_` the command line replaced, where the new target takes none such.
+def leave_out_replaced(component: Component, key: str, said: Collection[str]) -> list[str]:
+    """Drop the settings of the option whose `_target_` was replaced, where the new target takes none such.
 
-    What was typed on the command line (dotted keys in `typed`) stays, to be judged. Returns the names left out.
+    What was said of the new one (dotted keys in `said`) stays, to be judged. Returns the names left out.
     """
     function = resolve(str(component["_target_"]), key)
     taken = names_taken(inspect.signature(function), POSITIONAL[key])
-    out = [n for n in component if taken is not None and n not in ("_target_", *taken) and f"{key}.{n}" not in typed]
+    out = [n for n in component if taken is not None and n not in ("_target_", *taken) and f"{key}.{n}" not in said]
     for name in out:
         del component[name]
     return out

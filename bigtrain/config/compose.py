@@ -116,12 +116,17 @@ def compose(arguments: Sequence[str], world_size: World = None) -> Composed:
         raise UserError(f"run must be a mapping, not {raw.get('run')!r}.")
     raw["run"]["name"] = recipe
     _one_end(raw, values)
-    replaced = [key.removesuffix("._target_") for key in values if key.endswith("._target_")]
-    notes = [
-        f"{key}: {raw[key]['_target_']} takes no {', '.join(out)}: left out"
-        for key in replaced
-        if key in POSITIONAL and isinstance(raw.get(key), dict) and (out := leave_out_replaced(raw[key], key, values))
-    ]
+    notes = []
+    for key in POSITIONAL:
+        component, said = raw.get(key), set(values)
+        if not isinstance(component, dict) or "_target_" not in component:
+            continue
+        if f"{key}._target_" not in values:
+            if str(component["_target_"]).startswith("bigtrain."):
+                continue
+            said |= composer.said_with_target(key, overrides)  # a recipe's own, over the settings of a shipped file
+        if out := leave_out_replaced(component, key, said):
+            notes.append(f"{key}: {component['_target_']} takes no {', '.join(out)}: left out")
     if raw["run"].get("dir") is None:
         raw["run"]["dir"] = _new_folder(recipe)
     return Composed(checked(raw, composer.origin(overrides), world_size), raw, notes)

@@ -7,7 +7,7 @@ be given plainly, and `+` and `++` open no door: the schema and the components' 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,8 @@ class Composer:
                 "cannot compose the configuration: a file builds on itself through its defaults. A recipe that builds "
                 "on a shipped one needs another name than it."
             ) from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self._undecodable()} is no UTF-8 text: {error}") from error
         except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
             text = " ".join(re.split("Config search path|Available options|\n\n", str(error))[0].split())
             raise UserError(f"cannot compose the configuration: {text.rstrip('.')}.{self._instead(text)}") from error
@@ -142,6 +144,15 @@ class Composer:
                 "below defaults, as /recipe/NAME)"
             )
         return tree
+
+    def _undecodable(self) -> Path | str:
+        """The file of the user's that is meant, which Hydra does not say."""
+        for file in (file for folder in self.folders for file in folder.rglob("*.yaml")):
+            try:
+                file.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                return file
+        return "a configuration file"
 
     def _instead(self, fault: str) -> str:
         """The nearest right thing to what Hydra found fault with."""
@@ -168,19 +179,38 @@ class Composer:
 
         return where
 
+    def said_with_target(self, group: str, overrides: Sequence[str]) -> set[str]:
+        """The dotted settings of a group that stand in the file that names its `_target_`, or in one laid over that."""
+        said: set[str] = set()
+        for _, settings in self._files(group, self.parse(overrides)[0]):
+            if isinstance(settings, dict):
+                said |= {f"{group}.{name}" for name in settings}
+            if f"{group}._target_" in said:
+                break
+        return said
+
     def _file_of(self, key: str, choices: Sequence[str]) -> str:
+        path = next((path for path, _ in self._files(key, choices)), None)
+        if path is None:
+            return ""
+        folder = next((f for f in self.folders if (f / f"{path}.yaml").is_file()), None)
+        return f"{folder.name if folder == CONF else folder}/{path}.yaml"
+
+    def _files(self, key: str, choices: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        """The files that give a key a value, the one that wins first: (path without its suffix, what it gives)."""
         from hydra.types import RunMode
         from omegaconf import OmegaConf
 
-        defaults = self.loader.compute_defaults_list("config", list(choices), RunMode.RUN).defaults
-        for entry in reversed(defaults):
-            loaded = self.loader.repository.load_config(entry.config_path or "")
-            if loaded is None or (entry.config_path or "").startswith("hydra"):
+        for entry in reversed(self.loader.compute_defaults_list("config", list(choices), RunMode.RUN).defaults):
+            path, package = entry.config_path or "", entry.package or ""
+            loaded = self.loader.repository.load_config(path)
+            if loaded is None or path.startswith("hydra"):
                 continue
-            package = entry.package or ""
-            inner = key if not package else key.removeprefix(package + ".") if key.startswith(package + ".") else None
-            if inner and OmegaConf.select(OmegaConf.masked_copy(loaded.config, list(loaded.config)), inner) is not None:
-                folder = next((f for f in self.folders if (f / f"{entry.config_path}.yaml").is_file()), None)
-                shown = folder.name if folder == CONF else str(folder)
-                return f"{shown}/{entry.config_path}.yaml"
-        return ""
+            inner = key if not package else key.removeprefix(package).removeprefix(".")
+            if package and key != package and not key.startswith(package + "."):
+                continue
+            given = OmegaConf.to_container(loaded.config)
+            for part in inner.split(".") if inner else ():
+                given = given.get(part, "???") if isinstance(given, dict) else "???"
+            if given != "???":
+                yield path, given

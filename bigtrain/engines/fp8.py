@@ -17,6 +17,12 @@ from bigtrain.config.schema import FP8_MULTIPLE, Precision
 from bigtrain.errors import UserError
 
 
+def check_installed(precision: Precision) -> None:
+    """A `UserError` where torchao is asked for and missing."""
+    if precision.fp8 and importlib.util.find_spec("torchao") is None:
+        raise UserError("precision=fp8 needs torchao: pip install 'bigtrain[gpu]'; or take precision=bf16.")
+
+
 def fp8_products(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
     """`model` with the linear layers of its blocks in fp8, where `precision.fp8` says how they are scaled.
 
@@ -25,10 +31,9 @@ def fp8_products(model: nn.Module, precision: Precision, device: torch.device) -
     Raises:
         UserError: torchao is missing, the GPU has no fp8, or no layer fits.
     """
+    check_installed(precision)
     if precision.fp8 is None:
         return model
-    if importlib.util.find_spec("torchao") is None:
-        raise UserError("precision=fp8 needs torchao: pip install 'bigtrain[gpu]'; or take precision=bf16.")
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         name = torch.cuda.get_device_name(device)
         raise UserError(f"{name} has no fp8, which came with the H100 and the L40S: take precision=bf16.")

@@ -39,3 +39,34 @@ def test_it_is_one_message(text: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         compose(["--config-dir", str(tmp_path), "recipe=mine"])
     assert told in str(error.value), str(error.value)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    file = tmp_path / "recipe" / "mine.yaml"
+    file.write_text(FIRST + "defaults: [/recipe/smoke, _self_]\n", encoding="utf-16")
+    with pytest.raises(UserError, match=f"{file} is no UTF-8 text"):
+        compose(["--config-dir", str(tmp_path), "recipe=mine"])
+
+
+def test_a_null_of_ones_own_file_is_told_to_be_from_there(tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    file = tmp_path / "recipe" / "mine.yaml"
+    file.write_text(FIRST + "defaults: [/recipe/smoke, _self_]\ntrainer: {global_batch_size: null}\n")
+    with pytest.raises(UserError, match=f"must be int, not None \\(from {file}\\)"):
+        compose(["--config-dir", str(tmp_path), "recipe=mine"])
+
+
+def test_a_target_in_a_recipe_replaces_the_settings_of_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    file = tmp_path / "recipe" / "mine.yaml"
+    own = "optimizer: {_target_: torch.optim.SGD, lr: 0.1, momentun: 0.9}\n"
+    file.write_text(FIRST + "defaults: [/recipe/smoke, _self_]\n" + own)
+    with pytest.raises(UserError, match="unknown key 'optimizer.momentun' .*Did you mean 'momentum'"):  # its own stay
+        compose(["--config-dir", str(tmp_path), "recipe=mine"])
+    file.write_text(file.read_text().replace("momentun", "momentum"))
+    composed = compose(["--config-dir", str(tmp_path), "recipe=mine"])
+    assert composed.raw["optimizer"] == {
+        "_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1
+    }  # fmt: skip
+    assert composed.notes == ["optimizer: torch.optim.SGD takes no betas, eps, decay_all: left out"]

@@ -52,6 +52,8 @@ def test_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs torchao: pip install 'bigtrain\[gpu\]'"):
         fp8_products(model(), FP8, CPU)
+    with pytest.raises(UserError, match="needs torchao"):  # before the data are prepared
+        check_parts(compose(["recipe=smoke", "precision=fp8"]).config)
 
 
 @pytest.mark.parametrize(
