@@ -38,14 +38,18 @@ def main(argv: Sequence[str]) -> int:
         said += f"\n{past}"
     if found.fits is False:
         said += f"\n\n{smallest(config, found.where.nodes)}"
-    told = found.as_dict()
+    told, as_json = found.as_dict(), "--json" in argv
+    if not as_json:
+        print(said, flush=True)
     if "--dry" in argv:
         from bigtrain.plan.dry import dry
 
         step = dry(words, found)
-        said += f"\n\n{step.text()}"
         told |= {"dry": asdict(step)}
-    print(json.dumps(told, indent=2) if "--json" in argv else said)
+        if not as_json:
+            print(f"\n{step.text()}")
+    if as_json:
+        print(json.dumps(told, indent=2))
     return EXIT_FAILED if found.fits is False else EXIT_DONE
 
 

@@ -70,8 +70,14 @@ def quote(hardware: Hardware | None) -> str | None:
     """How far past plans for this hardware were off, at the median; None where there are none."""
     if hardware is None or not _file().is_file():
         return None
-    past = [json.loads(line) for line in _file().read_text(encoding="utf-8").splitlines()]
-    mine = [one["error"] for one in past if one["hardware"] == hardware.name]
+    mine = []
+    for line in _file().read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            one = json.loads(line)
+        except ValueError:  # cut short: whoever wrote it was killed, or the disk was full
+            continue
+        if one["hardware"] == hardware.name:
+            mine.append(one["error"])
     parts = []
     for name, text in (("step_s", "steps took"), ("memory_bytes", "memory was")):
         errors = [error[name] for error in mine if name in error]

@@ -51,5 +51,6 @@ def test_what_is_too_large_for_this_machine_is_said(capsys: pytest.CaptureFixtur
     from bigtrain.cli import main
 
     assert main(["plan", "recipe=pretrain/llama_8b", "model=llama_70b", "hardware=h100x8", "nodes=16", "--dry"]) == 2
-    said = capsys.readouterr().err
+    shown, said = capsys.readouterr()
+    assert "70.6 B parameters" in shown, "the plan itself is shown"
     assert "--dry builds the model here: 70,553,706,496 parameters" in said and "model.layers=2" in said

@@ -41,6 +41,8 @@ def test_a_run_writes_it_and_the_next_plan_quotes_it(run: Path, capsys: pytest.C
     told = compare(config, shape, Cluster(1, 8), "NVIDIA H100 80GB HBM3")
     assert told is not None and told == json.loads((run / "plan.json").read_text())
     assert told["error"] == pytest.approx({"step_s": 0.1, "memory_bytes": -0.02}, abs=1e-6)
+    with (run.parent / "cache" / "bigtrain" / "plans.jsonl").open("a") as past:
+        past.write('{"hardware": "NVIDIA H1')  # a writer that was killed
     assert main(["plan", *WORDS]) == 0
     said = capsys.readouterr().out
     assert "past runs on NVIDIA H100 80GB HBM3, median: steps took +10.0% of the plan (1); memory was -2.0%" in said
