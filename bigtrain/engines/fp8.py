@@ -7,7 +7,6 @@ bits on its way in, forward and backward. Parameters keep their names: checkpoin
 from __future__ import annotations
 
 import importlib.util
-import logging
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 
 from bigtrain.config.schema import FP8_MULTIPLE, Precision
 from bigtrain.errors import UserError
+from bigtrain.telemetry.progress import quiet_torchao
 
 
 def check_installed(precision: Precision) -> None:
@@ -37,8 +37,7 @@ def fp8_products(model: nn.Module, precision: Precision, device: torch.device) -
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         name = torch.cuda.get_device_name(device)
         raise UserError(f"{name} has no fp8, which came with the H100 and the L40S: take precision=bf16.")
-    for talker in ("torchao", "torch.utils._pytree"):  # of kernels for other GPUs, and of what torch will deprecate
-        logging.getLogger(talker).setLevel(logging.ERROR)
+    quiet_torchao()
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     from bigtrain.engines.fsdp import blocks
