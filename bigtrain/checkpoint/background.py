@@ -40,7 +40,7 @@ class Background:
         self, run_dir: str | Path, step: int, fragments: Sequence[Fragment], state: Any, rng: Any, ranks: Ranks,
         *, at_once: bool = False, **settings: Any,
     ) -> None:  # fmt: skip
-        """`bigtrain.checkpoint.save.save` with the same arguments, done when `wait` has returned; or `at_once`, uncopied.
+        """`bigtrain.checkpoint.save.save` with the same arguments, done when `wait` has returned; `at_once`: uncopied.
 
         `state` and `rng` must not change any more; the fragments may as soon as this returns.
 

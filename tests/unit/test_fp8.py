@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 import torch
 
+from bigtrain.assembly import check_parts
 from bigtrain.config.compose import compose
 from bigtrain.config.schema import Precision
 from bigtrain.engines.fp8 import fp8_products, shares
