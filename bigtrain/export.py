@@ -121,7 +121,7 @@ def write(trained: Trained, folder: Path, dtype: Dtype) -> None:
 
     model = trained.model
     if not (hasattr(model, "hf") or isinstance(model, Decoder)):
-        raise UserError(f"A {type(model).__name__} has no Hugging Face form: its run folder is what there is of it.")
+        raise UserError(f"{type(model).__name__} has no Hugging Face form: its run folder is what there is of it.")
     batch = probe(trained)
     exact = logits(model, batch)
     if hasattr(model, "hf"):

@@ -16,7 +16,7 @@ from bigtrain.config.components import shipped
 from bigtrain.config.compose import PENDING, Composed, compose, freeze, targets
 from bigtrain.config.hosts import listed_hosts
 from bigtrain.config.launchers import DeepSpeed, Kubernetes, Slurm, Torchrun
-from bigtrain.errors import EXIT_DONE, EXIT_USER, UserError
+from bigtrain.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER, UserError
 from bigtrain.launchers import plan, preflight, report
 from bigtrain.launchers.base import Job, Plan
 from bigtrain.launchers.local import free_port
@@ -53,6 +53,8 @@ def train(argv: Sequence[str]) -> int:
     if code == EXIT_USER and new and not (job.run_dir / "config.yaml").exists():
         shutil.rmtree(job.run_dir, ignore_errors=True)  # no rank has taken the run up: leave nothing half-made
     else:
+        if code == EXIT_STOPPED and not (job.run_dir / "config.yaml").exists():
+            print("bigtrain: stopped before it began: there is nothing to go on with; start it again", file=sys.stderr)
         with contextlib.suppress(BrokenPipeError):
             print(job.run_dir, flush=True)
     return code

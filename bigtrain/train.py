@@ -164,6 +164,8 @@ def _train(composed: Composed, ranks: Ranks, supervised: bool) -> int:
             keep_tokenizer(data, run_dir)
             report_on(data, run_dir)
             say(describe(config, engine, ranks, len(data.train), steps))
+            if state.step >= steps:
+                say(f"nothing is left to train: the run is at step {state.step:,}, and ends at {steps:,}")
         outputs = stack.enter_context(Outputs(config, ranks, state.step, parts.checkpoint is not None, steps))
         profile = Profile(run_dir, engine.device, config.profiler) if ranks.first and config.profiler else None
 

@@ -37,6 +37,10 @@ def overrides_from(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
             overrides.append(word)
         else:
             hint = f" To go on with a run: run.dir={word}" if Path(word).is_dir() else ""
+            if word.startswith("--"):
+                hint = f" A setting has no dashes: {word.lstrip('-')}=VALUE"
+            if rest and rest[0].startswith("="):
+                hint = " Without spaces around the =."
             raise UserError(f"'{word}' is neither an option nor an override: overrides are written key=value.{hint}")
     return overrides, folders
 
@@ -106,6 +110,8 @@ class Composer:
                 if not override.is_delete() and str(option) not in self.options(key):
                     frozen = Path(str(option), "config.yaml")
                     hint = f" Did you mean '{key}={frozen}'?" if key == "recipe" and frozen.is_file() else ""
+                    if any((folder / key / f"{option}.yml").is_file() for folder in self.folders):
+                        hint = f" Its file must end in .yaml, not .yml: {option}.yaml"
                     several = re.fullmatch(r"(.+)x(\d+)", str(option))
                     if key == "hardware" and several and several[1] in self.options(key):
                         hint = f" Say hardware={several[1]} hardware.gpus={several[2]}"
@@ -131,7 +137,7 @@ class Composer:
                 "on a shipped one needs another name than it."
             ) from error
         except UnicodeDecodeError as error:
-            raise UserError(f"{self._undecodable()} is no UTF-8 text: {error}") from error
+            raise UserError(f"{self._undecodable(error.object)} is no UTF-8 text: {error}") from error
         except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
             text = " ".join(re.split("Config search path|Available options|\n\n", str(error))[0].split())
             raise UserError(f"cannot compose the configuration: {text.rstrip('.')}.{self._instead(text)}") from error
@@ -140,19 +146,15 @@ class Composer:
         if "recipe" in tree and not any(key.partition(".")[0] == "recipe" for key in values):
             # Hydra puts a file without that line below its group's name.
             raise UserError(
-                "the recipe's file lacks its first line: # @package _global_ (or has a key `recipe`, whose place is "
-                "below defaults, as /recipe/NAME)"
+                "the recipe's file lacks its first line: # @package _global_ (or has a byte order mark in front of it, "
+                "or a key `recipe`, whose place is below defaults, as /recipe/NAME)"
             )
         return tree
 
-    def _undecodable(self) -> Path | str:
-        """The file of the user's that is meant, which Hydra does not say."""
-        for file in (file for folder in self.folders for file in folder.rglob("*.yaml")):
-            try:
-                file.read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                return file
-        return "a configuration file"
+    def _undecodable(self, content: bytes) -> Path | str:
+        """The file that holds this, which Hydra does not name."""
+        files = (file for folder in self.folders for file in folder.rglob("*.yaml"))
+        return next((file for file in files if content in file.read_bytes()), "a configuration file")
 
     def _instead(self, fault: str) -> str:
         """The nearest right thing to what Hydra found fault with."""

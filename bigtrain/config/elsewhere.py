@@ -28,7 +28,7 @@ HERE = {
     "precision": "bf16 fp16 fp32 fp8 float8 dtype mixed_precision torch_dtype amp",
     "engine": "strategy deepspeed zero_stage zero fsdp distributed_strategy",
     "launcher.processes": "gpus devices num_gpus n_gpus nproc_per_node num_processes world_size ntasks_per_node",
-    "launcher.nodes": "num_nodes nnodes",
+    "launcher.nodes": "node num_nodes nnodes",
     "engine.tensor_parallel": "tensor_parallel_degree tensor_parallel_size tp tp_size",
     "engine.sequence_parallel": "context_parallel context_parallel_degree cp",
     "seed": "random_seed manual_seed",

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from bigtrain.config.hosts import listed_hosts
 from bigtrain.config.launchers import Hosts, Kubernetes, Local, Slurm, Torchrun
@@ -52,6 +53,14 @@ def world_size(config: RunConfig) -> int:
     return sum(host.slots for host in hosts) if hosts else processes(config) * (config.launcher.nodes or 1)
 
 
+def check_counts(launcher: Any) -> None:
+    """A `UserError` for a number of nodes, ranks, threads, … below 1."""
+    for key in ("nodes", "processes", "cpu_processes", "threads", "gpus", "cpus_per_task", "warn_s", "sweep_parallel"):
+        value = getattr(launcher, key, None)
+        if value is not None and value < 1:
+            raise UserError(f"launcher.{key}={value}: it must be at least 1.")
+
+
 def check_launcher(config: RunConfig) -> None:
     """Refuse settings of the launcher that cannot work.
 
@@ -59,10 +68,7 @@ def check_launcher(config: RunConfig) -> None:
         UserError: names the setting and what to set instead.
     """
     launcher = config.launcher
-    for key in ("nodes", "processes", "cpu_processes", "threads", "gpus", "cpus_per_task", "warn_s", "sweep_parallel"):
-        value = getattr(launcher, key, None)
-        if value is not None and value < 1:
-            raise UserError(f"launcher.{key}={value}: it must be at least 1.")
+    check_counts(launcher)
     for key in ("retries", "max_restarts", "node_rank"):
         if getattr(launcher, key, 0) < 0:
             raise UserError(f"launcher.{key}={getattr(launcher, key)}: it must be at least 0.")

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bigtrain.errors import UserError
+from bigtrain.errors import UserError, nearest_path
 
+FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+"""One of these makes a folder a tokenizer's."""
 END_OF_TEXT = "<|endoftext|>"
 MASK = "<|mask|>"
 SENTINEL = "<extra_id_{}>"
@@ -130,12 +132,20 @@ def _of_gguf(file: Path) -> Any:
 
 def _hugging_face(given: str, local: bool) -> Any:
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
     from transformers import AutoTokenizer
 
     from bigtrain.data import hub
 
+    here = Path(given).expanduser()
+    if local and not any((here / name).is_file() for name in FILES):
+        raise UserError(f"data.tokenizer={given} holds no tokenizer: it has none of {', '.join(FILES)}.")
+    try:
+        cached = not local and try_to_load_from_cache(given, "tokenizer_config.json")
+    except HFValidationError as error:  # no name that a hub could know
+        raise UserError(f"data.tokenizer={given}: there is no such folder or file.{nearest_path(here)}") from error
     # of a config.json alone, as a look at a model leaves it in the cache, transformers makes an empty tokenizer
-    if local or isinstance(try_to_load_from_cache(given, "tokenizer_config.json"), str):
+    if local or isinstance(cached, str):
         try:
             return AutoTokenizer.from_pretrained(given, local_files_only=True)
         except Exception as error:  # OSError, ValueError, KeyError, … by what is missing

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain import models
+from bigtrain.config.launching import check_counts
 from bigtrain.config.rules import accumulation, replicas
 from bigtrain.config.schema import Hardware, RunConfig
 from bigtrain.errors import UserError
@@ -36,9 +37,10 @@ def cluster(config: RunConfig, hardware: Hardware | None, nodes: int | None = No
     """Of `launcher`; where it leaves the ranks of a node open, one for each GPU of the hardware. `nodes` wins.
 
     Raises:
-        UserError: more ranks than GPUs.
+        UserError: more ranks than GPUs, or fewer than one.
     """
     launcher = config.launcher
+    check_counts(launcher)
     gpus = hardware.gpus if hardware else getattr(launcher, "gpus", None)
     each = launcher.processes or gpus or launcher.cpu_processes
     if hardware is not None and hardware.name != "CPU" and 0 < hardware.gpus < each:

@@ -44,7 +44,8 @@ def test_it_is_one_message(text: str, told: str, tmp_path: Path) -> None:
 def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "recipe").mkdir()
     file = tmp_path / "recipe" / "mine.yaml"
-    file.write_text(FIRST + "defaults: [/recipe/smoke, _self_]\n", encoding="utf-16")
+    file.write_text(FIRST + "defaults: [/recipe/smoke, _self_]\n# é", encoding="latin-1")
+    (tmp_path / "recipe" / "another.yaml").write_text("# é", encoding="utf-16")
     with pytest.raises(UserError, match=f"{file} is no UTF-8 text"):
         compose(["--config-dir", str(tmp_path), "recipe=mine"])
 
@@ -70,3 +71,19 @@ def test_a_target_in_a_recipe_replaces_the_settings_of_the_one_before(tmp_path: 
         "_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1
     }  # fmt: skip
     assert composed.notes == ["optimizer: torch.optim.SGD takes no betas, eps, decay_all: left out"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--recipe", "smoke"], "A setting has no dashes: recipe=VALUE"),
+        (["recipe=smoke", "trainer.max_steps", "=", "3"], "Without spaces around the =."),
+        (["recipe=mine"], "must end in .yaml, not .yml: mine.yaml"),
+    ],
+)
+def test_a_slip_on_the_command_line(words: list[str], told: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yml").write_text(FIRST)
+    with pytest.raises(UserError) as error:
+        compose(["--config-dir", str(tmp_path), *words])
+    assert told in str(error.value), str(error.value)

@@ -192,6 +192,8 @@ def test_memory_alone_where_no_hardware_is_said(capsys: pytest.CaptureFixture[st
     [
         (["hardware=h1000"], "Did you mean 'h100'?"),
         (["hardware=a100x4"], "Say hardware=a100 hardware.gpus=4"),
+        (["launcher.processes=-3"], "launcher.processes=-3: it must be at least 1"),
+        (["node=2"], "Did you mean 'launcher.nodes'?"),
         (["--hardware=h100"], "without dashes, as hardware=h100"),
         (["hardware=h100", "model.width=1e30"], "model.width must be from 1 to 1,000,000,000, not 1e+30"),
         (["hardware.gpus=8"], "hardware.gpus is of a hardware that is not chosen: say hardware=NAME"),

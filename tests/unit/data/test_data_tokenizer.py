@@ -149,7 +149,8 @@ def test_a_hugging_face_folder(prepared: TextData, make: Make, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({}, "no folder of a Hugging Face tokenizer"),
+        ({}, "holds no tokenizer: it has none of tokenizer.json"),
+        ({"moby-dick.txt": "Call me Ishmael."}, "holds no tokenizer"),
         ({"tokenizer.json": "{}", "tokenizer_config.json": "{}"}, "no folder of a Hugging Face tokenizer"),
         ({"vocab.json": "{}", "merges.txt": "#version: 0.2\n"}, "no <\\|endoftext\\|>"),
         ({"vocab.json": "{", "merges.txt": ""}, "damaged"),
@@ -161,6 +162,14 @@ def test_folders_that_are_no_tokenizer(tmp_path: Path, files: dict[str, str], wo
         (tmp_path / "given" / name).write_text(content)
     with pytest.raises(UserError, match=words):
         take(str(tmp_path / "given"), tmp_path / "out")
+
+
+def test_a_path_that_is_not_there_is_told_without_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    with pytest.raises(UserError, match=f"no such folder or file. Did you mean '{tmp_path}/tokenizer'"):
+        take(f"{tmp_path}/tokeniser", tmp_path / "out")
+    with pytest.raises(UserError, match="no such folder or file"):
+        take("runs/nope/tokenizer", tmp_path / "out")
 
 
 def test_a_file_or_a_tokenizer_without_an_end(prepared: TextData, tmp_path: Path) -> None:
