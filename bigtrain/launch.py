@@ -39,7 +39,7 @@ def train(argv: Sequence[str]) -> int:
     launcher = composed.config.launcher
     if isinstance(launcher, Kubernetes) or (isinstance(launcher, Slurm) and not in_allocation()):
         return _hand_over(composed, job)
-    for note in composed.notes:
+    for note in (*composed.notes, *_foreign(job.run_dir)):
         print(note)
     job = preflight.look(job)
     steps = plan(job)
@@ -99,6 +99,15 @@ def _made(composed: Composed, job: Job, steps: Plan, new: bool) -> None:
     except UserError:
         _unmade(job, new)
         raise
+
+
+def _foreign(run_dir: Path) -> list[str]:
+    """A note where the run folder is none yet, and holds what is not a run's."""
+    if not run_dir.is_dir() or any((run_dir / name).exists() for name in ("config.yaml", PENDING)):
+        return []
+    found = sorted(entry.name for entry in run_dir.iterdir() if entry.name not in ("logs", ".lock"))
+    some = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+    return [f"note: run.dir={run_dir} is no run folder and holds {some}: the run's files go between them"] if found else []
 
 
 def _unmade(job: Job, new: bool) -> None:
