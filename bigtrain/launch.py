@@ -107,7 +107,8 @@ def _foreign(run_dir: Path) -> list[str]:
         return []
     found = sorted(entry.name for entry in run_dir.iterdir() if entry.name not in ("logs", ".lock"))
     some = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
-    return [f"note: run.dir={run_dir} is no run folder and holds {some}: the run's files go between them"] if found else []
+    said = f"note: run.dir={run_dir} is no run folder and holds {some}: the run's files go between them"
+    return [said] if found else []
 
 
 def _unmade(job: Job, new: bool) -> None:
