@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bigtrain.errors import UserError, nearest_path
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-"""One of these makes a folder a tokenizer's."""
+"""What tokenizers mostly lie in."""
 END_OF_TEXT = "<|endoftext|>"
 MASK = "<|mask|>"
 SENTINEL = "<extra_id_{}>"
@@ -138,8 +138,6 @@ def _hugging_face(given: str, local: bool) -> Any:
     from bigtrain.data import hub
 
     here = Path(given).expanduser()
-    if local and not any((here / name).is_file() for name in FILES):
-        raise UserError(f"data.tokenizer={given} holds no tokenizer: it has none of {', '.join(FILES)}.")
     try:
         cached = not local and try_to_load_from_cache(given, "tokenizer_config.json")
     except HFValidationError as error:  # no name that a hub could know
@@ -149,6 +147,10 @@ def _hugging_face(given: str, local: bool) -> Any:
         try:
             return AutoTokenizer.from_pretrained(given, local_files_only=True)
         except Exception as error:  # OSError, ValueError, KeyError, … by what is missing
+            if local and not any((here / name).is_file() for name in FILES):
+                raise UserError(
+                    f"data.tokenizer={given} holds no tokenizer: it has none of {', '.join(FILES)}."
+                ) from error
             if local:
                 raise UserError(f"data.tokenizer={given} is no folder of a Hugging Face tokenizer: {error}") from error
     revision = hub.find(given, "model", "data.tokenizer")
