@@ -124,7 +124,7 @@ def compose(arguments: Sequence[str], world_size: World = None) -> Composed:
         if f"{key}._target_" not in values:
             if str(component["_target_"]).startswith("bigtrain."):
                 continue
-            said |= composer.said_with_target(key, overrides)  # a recipe's own, over the settings of a shipped file
+            said |= composer.said_with_target(key, choices)  # a recipe's own, over the settings of a shipped file
         if out := leave_out_replaced(component, key, said):
             notes.append(f"{key}: {component['_target_']} takes no {', '.join(out)}: left out")
     if raw["run"].get("dir") is None:

@@ -108,16 +108,21 @@ class Composer:
                 continue
             for option in value if isinstance(value, list) else [value]:
                 if not override.is_delete() and str(option) not in self.options(key):
-                    frozen = Path(str(option), "config.yaml")
-                    hint = f" Did you mean '{key}={frozen}'?" if key == "recipe" and frozen.is_file() else ""
-                    if any((folder / key / f"{option}.yml").is_file() for folder in self.folders):
-                        hint = f" Its file must end in .yaml, not .yml: {option}.yaml"
-                    several = re.fullmatch(r"(.+)x(\d+)", str(option))
-                    if key == "hardware" and several and several[1] in self.options(key):
-                        hint = f" Say hardware={several[1]} hardware.gpus={several[2]}"
-                    raise UserError(f"there is no {key}={option}.{hint or nearest(str(option), self.options(key))}")
+                    raise UserError(f"there is no {key}={option}.{self._meant(key, str(option))}")
             choices.append(text.lstrip("+"))
         return choices, values
+
+    def _meant(self, group: str, option: str) -> str:
+        """What was meant by an option that a group does not have."""
+        known = self.options(group)
+        frozen, several = Path(option, "config.yaml"), re.fullmatch(r"(.+)x(\d+)", option)
+        if group == "hardware" and several and several[1] in known:
+            return f" Say hardware={several[1]} hardware.gpus={several[2]}"
+        if any((folder / group / f"{option}.yml").is_file() for folder in self.folders):
+            return f" Its file must end in .yaml, not .yml: {option}.yaml"
+        if group == "recipe" and frozen.is_file():
+            return f" Did you mean '{group}={frozen}'?"
+        return nearest(option, known)
 
     def compose(self, overrides: Sequence[str]) -> Any:
         """The composed OmegaConf tree, nothing checked yet but the groups' names."""
@@ -181,10 +186,10 @@ class Composer:
 
         return where
 
-    def said_with_target(self, group: str, overrides: Sequence[str]) -> set[str]:
+    def said_with_target(self, group: str, choices: Sequence[str]) -> set[str]:
         """The dotted settings of a group that stand in the file that names its `_target_`, or in one laid over that."""
         said: set[str] = set()
-        for _, settings in self._files(group, self.parse(overrides)[0]):
+        for _, settings in self._files(group, choices):
             if isinstance(settings, dict):
                 said |= {f"{group}.{name}" for name in settings}
             if f"{group}._target_" in said:
