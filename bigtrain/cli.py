@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bigtrain import __version__
 from bigtrain.errors import EXIT_DONE, EXIT_USER, UserError, guarded, nearest
+from bigtrain.terminal import quiet_torchao
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,4 +213,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command.details and any(word in ("-h", "--help") for word in rest):
         print(f"usage: bigtrain {name} {command.usage}\n\n{command.summary}\n\n{command.details}")
         return EXIT_DONE
+    quiet_torchao()
     return guarded(_function(command.target), rest)

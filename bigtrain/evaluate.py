@@ -87,6 +87,7 @@ def evaluate(
     device: Device = "auto",
     beams: int | None = None,
     out: Path | None = None,
+    picture: Path | None = None,
 ) -> Evaluation:
     """The mean loss over all targets of the model at `path`, and what its objective measures.
 
@@ -100,6 +101,7 @@ def evaluate(
         batch_size: samples at once; None: the run's trainer.micro_batch_size.
         beams: of the search, where a task is to write texts; None: 4; 1: greedy.
         out: a file for those texts, or for what is said of each sample.
+        picture: a file for a classifier's confusion matrix, as SVG.
 
     Raises:
         UserError: see `load_trained`; no text to evaluate, one that changed since training, or tokens that the model
@@ -125,6 +127,9 @@ def evaluate(
     kind = objective["_target_"].rpartition(".")[2]
     if out is not None and task not in written.TASKS and kind not in predicted.KINDS:
         raise UserError(f"--out is for what is written (task=translation), classified or predicted, not for {kind}.")
+    built = build(objective, "objective")
+    if picture is not None and not hasattr(built, "confusion"):
+        raise UserError(f"--picture is for classifiers: there is no confusion matrix of {kind}.")
     component = other_data(trained, chosen, config_dirs) if chosen else own_component(trained, "data", overrides)
     data = build(component, "data")
     if not chosen and trained.checkpoint is not None and hasattr(data, "resume"):
@@ -149,7 +154,6 @@ def evaluate(
     size = batch_size or (config.trainer.micro_batch_size if config else 8)
     from bigtrain.engines.base import summary
 
-    built = build(objective, "objective")
     sums, targets = add_up(trained, built, samples, size, precision)
     loss, metrics = summary(built, sums, targets)
     if kind == "causal_lm":
@@ -163,10 +167,13 @@ def evaluate(
             batch_size=size, autocast=arithmetic(trained, precision),
         )  # fmt: skip
     step, tokens = trained.progress
-    return Evaluation(
+    found = Evaluation(
         str(path), step, tokens, loss, metrics, f"{what} of {_name(component)}", targets, precision,
         getattr(built, "confusion", None), getattr(data, "label_names", None),
     )  # fmt: skip
+    if picture is not None:
+        _draw(found, picture)
+    return found
 
 
 def add_up(trained: Trained, objective: Any, samples: Any, batch_size: int, precision: str) -> tuple[Tensor, int]:
@@ -317,8 +324,7 @@ def print_table(found: Evaluation) -> None:
 def _draw(found: Evaluation, file: Path) -> None:
     from bigtrain.confusion import confusion_svg
 
-    if found.confusion is None:
-        raise UserError("--picture is for classifiers: this model has no confusion matrix.")
+    assert found.confusion is not None
     try:
         file.write_text(confusion_svg(found.confusion, found.label_names), encoding="utf-8")
     except OSError as error:
@@ -366,8 +372,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--tasks, --include, --few-shot and --limit are for task=lm_eval.")
     if options.picture and options.picture.suffix != ".svg":
         raise UserError(f"--picture {options.picture}: the picture is an .svg file.")
-    if options.out and not options.out.parent.is_dir():
-        raise UserError(f"--out {options.out}: there is no folder {options.out.parent}.")
+    for name, file in ("out", options.out), ("picture", options.picture):
+        if file and not file.parent.is_dir():
+            raise UserError(f"--{name} {file}: there is no folder {file.parent}.")
     if options.beams is not None and options.beams < 1:
         raise UserError(f"beams must be at least 1, not {options.beams}.")
     found = evaluate(
@@ -378,9 +385,8 @@ def main(argv: Sequence[str]) -> int:
         device=options.device,
         beams=options.beams,
         out=options.out,
+        picture=options.picture,
     )
-    if options.picture:
-        _draw(found, options.picture)
     if options.json:
         flat = dataclasses.asdict(found)
         metrics = flat.pop("metrics")

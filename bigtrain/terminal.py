@@ -1,8 +1,9 @@
-"""What the commands with a PATH share at the terminal: the form of their command line, and a progress bar."""
+"""What the commands with a PATH share at the terminal: the form of their command line, a progress bar, and quiet."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -11,6 +12,13 @@ from bigtrain.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+def quiet_torchao() -> None:
+    """What torchao says while it is imported, by us, transformers or peft, is not the user's: of kernels for other
+    GPUs, and of what torch will deprecate. To be called before any of them is."""
+    for talker in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(talker).setLevel(logging.ERROR)
 
 
 class CommandLine(argparse.ArgumentParser):

@@ -260,7 +260,8 @@ def chatbot(row: Row) -> dict[str, Any]:
                  f"held-out perplexity {perplexity:.0f}",
         "answers_of_100_training_questions": right, "answers_of_20_paraphrases": in_other_words,
         "held_out_perplexity": perplexity, "transcript": transcript,
-        "bars": {"answers >= 90 of 100 training questions": right >= 90},
+        "bars": {"answers its training questions": right == len(asked),
+                 "and 20 of them in other words": in_other_words == len(PARAPHRASES)},
     }  # fmt: skip
 
 

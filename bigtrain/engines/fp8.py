@@ -14,7 +14,6 @@ from torch import nn
 
 from bigtrain.config.schema import FP8_MULTIPLE, Precision
 from bigtrain.errors import UserError
-from bigtrain.telemetry.progress import quiet_torchao
 
 
 def check_installed(precision: Precision) -> None:
@@ -37,7 +36,6 @@ def fp8_products(model: nn.Module, precision: Precision, device: torch.device) -
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         name = torch.cuda.get_device_name(device)
         raise UserError(f"{name} has no fp8, which came with the H100 and the L40S: take precision=bf16.")
-    quiet_torchao()
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     from bigtrain.engines.fsdp import blocks

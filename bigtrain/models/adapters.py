@@ -12,7 +12,6 @@ from torch import nn
 
 from bigtrain.errors import UserError, nearest
 from bigtrain.models.lora import Lora
-from bigtrain.telemetry.progress import quiet_torchao
 
 
 def add_adapters(hf: Any, lora: Lora, fresh_heads: list[str]) -> None:
@@ -27,7 +26,6 @@ def add_adapters(hf: Any, lora: Lora, fresh_heads: list[str]) -> None:
         from bigtrain.models.quantized import quantize
 
         quantize(hf, chosen, lora.quantize)
-    quiet_torchao()
     from peft import LoraConfig, inject_adapter_in_model
 
     settings: dict[str, Any] = {"lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_dora": lora.dora}

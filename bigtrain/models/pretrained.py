@@ -14,7 +14,6 @@ from bigtrain.errors import UserError, nearest
 from bigtrain.models.build import whole_modules
 from bigtrain.models.source import locate, need_gguf, read_config, reason
 from bigtrain.models.tasks import WITH_CLASSES, auto_class, check_task
-from bigtrain.telemetry.progress import quiet_torchao
 
 
 def pretrained(path: str, task: str, attention: str, classes: int | None, allowed: bool) -> tuple[Any, list[str]]:
@@ -53,7 +52,6 @@ def _silent() -> Iterator[None]:
     """Without transformers' bars and its table of weights: what matters of it is said here, on one line."""
     from transformers.utils import logging
 
-    quiet_torchao()
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -198,9 +198,11 @@ def _notes(config: RunConfig, where: Cluster, model: Shape | Traced) -> Iterator
 
 
 def _launches(model: Shape | Traced, setup: Setup, found: Pace | None) -> Iterator[str]:
-    """Where starting kernels may take longer than running them: of the order of 5 us each, and 60 a block."""
-    if found is not None and setup.device == "cuda" and isinstance(model, Shape):
-        starting = 60 * 5e-6 * model.layers * setup.accumulation
+    """Where starting kernels may take longer than running them: of the order of 5 us each, and 60 a block of the native
+    decoder; of other models as many as are counted forward, and twice as many backward."""
+    if found is not None and setup.device == "cuda":
+        kernels = 60 * model.layers if isinstance(model, Shape) else 3 * model.kernels
+        starting = 5e-6 * kernels * setup.accumulation
         if found.step < starting:
             yield (
                 f"note: the GPU will wait for Python: starting the kernels of a step takes of the order of "

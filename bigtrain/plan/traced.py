@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bigtrain.config.components import build
@@ -42,6 +43,8 @@ class Traced:
     """Bytes of the largest piece of it: as large a gradient stands beside it in the backward pass."""
     flops: float
     """Of the forward pass."""
+    kernels: int
+    """That the forward pass starts."""
 
 
 def memory(found: Traced, setup: Setup) -> Memory:
@@ -129,8 +132,8 @@ def _counted(config: RunConfig) -> Traced:
 
     dtype = DTYPES[config.precision.name]
     low = torch.autocast("cpu", dtype) if dtype is not torch.float32 else nullcontext()
-    counter = FlopCounterMode(display=False)
-    with low, counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    counter, started = FlopCounterMode(display=False), _Started()
+    with low, counter, started, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         objective.loss(made, batch(config))
     return Traced(
         parameters=sum(p.numel() for p in made.parameters()),
@@ -138,7 +141,20 @@ def _counted(config: RunConfig) -> Traced:
         kept=float(sum(pieces.values())),
         largest=float(max(pieces.values(), default=0)),
         flops=float(counter.get_total_flops()),
+        kernels=started.kernels,
     )
+
+
+class _Started(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations on tensors; a view starts no kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kernels = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.kernels += func.namespace == "aten" and not func.is_view
+        return func(*args, **(kwargs or {}))
 
 
 def model(config: RunConfig) -> nn.Module:

@@ -65,13 +65,6 @@ def _for_terminal(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or (record.name.startswith("bigtrain") and record.name != said.name)
 
 
-def quiet_torchao() -> None:
-    """What torchao says while it is imported, by us or by peft, is not the user's: of kernels for other GPUs, and of
-    what torch will deprecate."""
-    for talker in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(talker).setLevel(logging.ERROR)
-
-
 def setup_logging(run_dir: Path, rank: int) -> Path:
     """Send this rank's logging and Python warnings to `<run>/logs/rank_N.log`, which grows over resumes.
 

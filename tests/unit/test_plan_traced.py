@@ -67,6 +67,20 @@ def test_causal_models_of_transformers(family: str, precision: str) -> None:
     assert found.trained > 1024 * 32 and found.flops > 0 and found.kept > 0
 
 
+def test_starting_kernels_is_told_where_it_takes_longer_than_running_them() -> None:
+    words = ["recipe=smoke", "model=hugging_face", "hardware=h100", "model.vocab_size=1024"]
+    family = (
+        "{model_type: llama, hidden_size: 64, intermediate_size: 128, num_attention_heads: 2, num_hidden_layers: %d}"
+    )
+    small = [traced(compose([*words, f"model.config={family % layers}"]).config) for layers in (2, 4)]
+    block = (small[1].kernels - small[0].kernels) / 2
+    assert 20 < block < 100 and small[0].kernels > 2 * block
+    config = compose([*words, f"model.config={family % 2}"]).config
+    assert "the GPU will wait for Python" in " ".join(plan(config, model=small[0]).notes)
+    wide = replace(small[0], flops=1e12)
+    assert "Python" not in " ".join(plan(config, model=wide).notes)
+
+
 def test_checkpointing_keeps_less() -> None:
     words = ["recipe=pretrain/bert_base"]
     kinds = [compose([*words, f"trainer.activation_checkpointing={kind}"]).config for kind in ("none", "full")]

@@ -102,6 +102,14 @@ def test_evaluate_prints_a_table_or_json(home: Path, capsys: pytest.CaptureFixtu
     assert found["loss"] == pytest.approx(line["loss"], abs=1e-5) and found["step"] == 8
 
 
+def test_a_picture_is_refused_before_anything_is_evaluated(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigtrain.evaluate.add_up", lambda *_: pytest.fail("evaluated"))
+    with pytest.raises(UserError, match="for classifiers: there is no confusion matrix of causal_lm"):
+        evaluate_main(["run", "--device", "cpu", "--picture", "matrix.svg"])
+    with pytest.raises(UserError, match="--picture nowhere/matrix.svg: there is no folder nowhere"):
+        evaluate_main(["run", "--device", "cpu", "--picture", "nowhere/matrix.svg"])
+
+
 def test_evaluate_prepares_again_what_is_gone_and_refuses_what_has_changed(home: Path) -> None:
     loss = eval_lines(home / "run")[-1]["loss"]
     (home / "cache").rename(home / "old-cache")
