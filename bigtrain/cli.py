@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from bigtrain import __version__
 from bigtrain.errors import EXIT_DONE, EXIT_USER, UserError, guarded, nearest
-from bigtrain.terminal import quiet_torchao
+from bigtrain.terminal import quiet_libraries
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,5 +213,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command.details and any(word in ("-h", "--help") for word in rest):
         print(f"usage: bigtrain {name} {command.usage}\n\n{command.summary}\n\n{command.details}")
         return EXIT_DONE
-    quiet_torchao()
+    quiet_libraries()
     return guarded(_function(command.target), rest)

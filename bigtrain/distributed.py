@@ -74,6 +74,7 @@ def setup(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_s: float = 18
         WORLD_SIZE=str(place.world_size),
         LOCAL_RANK=str(chosen.index or 0 if chosen.type == "cuda" else place.local_rank),
         LOCAL_WORLD_SIZE=str(place.local_world_size),
+        DS_ACCELERATOR=chosen.type,  # transformers may import it too, and it would tell what it chose
     )
     if place.world_size == place.local_world_size and Path("/sys/class/net/lo").exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo need not look up this machine's own name

@@ -56,6 +56,16 @@ OF_TASK = {
 """The objective of a Hugging Face folder, by the task of its model."""
 
 
+DATA = {
+    "masked_lm": "masked_text",
+    "sequence_classification": "labelled_texts",
+    "token_classification": "tagged_words",
+    "image_classification": "images",
+    "seq2seq": "pairs",
+}
+"""The data of a Hugging Face folder where the user names none, by the task of its model; of others text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """What `evaluate` found."""
@@ -118,7 +128,8 @@ def evaluate(
     config = trained.config
     if not chosen and config is None:
         raise UserError(
-            f"{path} is a Hugging Face folder without a held-out text: name one, as data.path=FILE or data=D."
+            f"{path} is a Hugging Face folder without held-out data: name them, as data={_data_of(trained)} "
+            "data.path=FILE."
         )
     kind = OF_TASK[getattr(trained.model, "task", "causal_lm")]
     objective: Component = {"_target_": f"bigtrain.objectives.{kind}"}
@@ -204,6 +215,10 @@ def arithmetic(trained: Trained, precision: str) -> AbstractContextManager[Any]:
     return torch.autocast(trained.device.type, DTYPES[precision]) if precision != "fp32" else nullcontext()
 
 
+def _data_of(trained: Trained) -> str:
+    return DATA.get(getattr(trained.model, "task", "causal_lm"), "text")
+
+
 def own_component(trained: Trained, key: str, overrides: Sequence[str]) -> Component:
     """The run's own component, if it is bigtrain's or the user names it."""
     assert trained.config is not None
@@ -224,7 +239,7 @@ def other_data(trained: Trained, chosen: Sequence[str], config_dirs: Sequence[st
         component = trusted_component(own["data"], "data", trained.path, chosen)
     else:
         words = [word for folder in folders for word in ("--config-dir", str(folder))]
-        component = compose_data([*words, *(groups or ["data=text"]), *values.values()])
+        component = compose_data([*words, *(groups or [f"data={_data_of(trained)}"]), *values.values()])
     given = {key.removeprefix("data.") for key in values}
     if "path" in given and "domains" in component:  # the other text is in none of the run's domains
         component |= {"domains": None, "stages": None}

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-def quiet_torchao() -> None:
-    """What torchao says while it is imported, by us, transformers or peft, is not the user's: of kernels for other
-    GPUs, and of what torch will deprecate. To be called before any of them is."""
-    for talker in ("torchao", "torch.utils._pytree"):
+def quiet_libraries() -> None:
+    """What torchao and bitsandbytes say while they are imported, by us, transformers or peft, is not the user's: of
+    kernels for other processors, and of what torch will deprecate. To be called before any of them is."""
+    for talker in ("torchao", "torch.utils._pytree", "bitsandbytes"):
         logging.getLogger(talker).setLevel(logging.ERROR)
 
 

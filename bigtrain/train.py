@@ -25,7 +25,7 @@ from bigtrain.config.rules import replicas
 from bigtrain.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER, RunError, UserError, guarded
 from bigtrain.launchers import report
 from bigtrain.placement import read_environment
-from bigtrain.terminal import quiet_torchao
+from bigtrain.terminal import quiet_libraries
 
 if TYPE_CHECKING:
     from bigtrain.config.schema import RunConfig
@@ -235,7 +235,7 @@ def _against_plan(config: RunConfig, engine: Engine, ranks: Ranks) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The worker's command line."""
     garbage.hold()
-    quiet_torchao()
+    quiet_libraries()
     # Read by torch at its first allocation: large buffers on huge pages, which took 8 % off a CPU's peak memory.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     words = list(sys.argv[1:] if argv is None else argv)

@@ -42,7 +42,8 @@ def _fault(key: str, value: Any, annotation: Any, origin: Origin) -> UserError:
         hint = nearest(value, [str(option) for option in get_args(annotation)])
     if isinstance(value, str) and "." not in key and _name(annotation).startswith("a mapping"):  # a group, in a file
         hint = f" To choose one of its files write below the recipe's defaults: - override /{key}: {value}"
-    return UserError(f"{key} must be {_name(annotation)}, not {value!r}{origin(key)}.{hint}")
+    given = "null" if value is None else repr(value)
+    return UserError(f"{key} must be {_name(annotation)}, not {given}{origin(key)}.{hint}")
 
 
 def check(value: Any, annotation: Any, key: str, origin: Origin = nowhere) -> Any:
@@ -168,7 +169,7 @@ def refuse_unknown(
 
 def _elsewhere(name: str, key: str, values: Mapping[str, Any], known: Mapping[str, Any] | Sequence[str]) -> str | None:
     """What another trainer's `name` is called here, where this configuration has it; inside its group by that alone."""
-    here = called_here(name)
+    here = called_here(f"{key}.{name}") or called_here(name)
     group, _, last = (here or "").rpartition(".")
     if group == key:
         return last if last in known else None

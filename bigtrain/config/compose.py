@@ -258,7 +258,13 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 def _differences(old: RunConfig, new: RunConfig) -> list[str]:
     before, after = flatten(asdict(old)), flatten(asdict(new))
     keys = [key for key in sorted(before.keys() | after.keys()) if not key.startswith("run.")]
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+    def told(value: Any) -> Any:
+        return "null" if value is None else value
+
+    return [
+        f"{key}: {told(before.get(key))} -> {told(after.get(key))}" for key in keys if before.get(key) != after.get(key)
+    ]
 
 
 def freeze(raw: dict[str, Any], file: Path) -> None:

@@ -14,7 +14,8 @@ HERE = {
     "trainer.epochs": "num_epochs num_train_epochs max_epochs n_epochs",
     "trainer.max_tokens": "tokens num_tokens train_tokens token_budget",
     "trainer.log_every": "logging_steps log_interval log_freq log_every_n_steps",
-    "trainer.eval_every": "eval_steps eval_interval val_check_interval evaluation_steps",
+    "trainer.eval_every": "eval_steps eval_interval val_check_interval evaluation_steps evaluation.every "
+    "evaluation.eval_every",
     "trainer.grad_clip": "max_grad_norm max_norm gradient_clipping gradient_clip_val clip_grad clip_grad_norm",
     "trainer.activation_checkpointing": "gradient_checkpointing use_gradient_checkpointing recompute "
     "activation_checkpoint",

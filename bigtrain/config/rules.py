@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, fields
 
 from bigtrain.config.launching import check_launcher, here, visible_gpus, world_size
@@ -41,11 +42,14 @@ def accumulation(trainer: Trainer, data_ranks: int) -> int:
     if trainer.global_batch_size % at_once == 0:
         return trainer.global_batch_size // at_once
     below = trainer.global_batch_size // at_once * at_once
-    right = [str(size) for size in (below, below + at_once) if size]
+    right = [f"trainer.global_batch_size={size}" for size in (below, below + at_once) if size]
+    each, rest = divmod(trainer.global_batch_size, data_ranks)
+    if not rest:
+        right.insert(0, f"trainer.micro_batch_size={math.gcd(each, trainer.micro_batch_size)}")
     raise UserError(
         f"trainer.global_batch_size={trainer.global_batch_size} cannot be divided into micro-batches of "
         f"{trainer.micro_batch_size} on {data_ranks} rank{'s' * (data_ranks > 1)} (a multiple of {at_once} is needed): "
-        f"take trainer.global_batch_size={' or '.join(right)}, or another trainer.micro_batch_size."
+        f"take {' or '.join(right)}."
     )
 
 

@@ -98,6 +98,9 @@ class Examples:
 
     def __post_init__(self) -> None:
         check_split(self.held_out, self.folds, self.fold)
+        for name in ("sequence_length", "target_length", "max_rows"):
+            if (value := getattr(self, name, None)) is not None and value < 1:
+                raise UserError(f"data.{name}={value}: at least 1.")
         if self.length_group < 1:
             raise UserError(f"data.length_group={self.length_group}: at least 1 row.")
 

@@ -58,8 +58,9 @@ class Images:
 
     def __post_init__(self) -> None:
         check_split(self.held_out, self.folds, self.fold)
-        if self.max_images is not None and self.max_images < 1:
-            raise UserError(f"data.max_images={self.max_images}: at least 1 training image.")
+        for name, size in ("max_images", self.max_images), ("image_size", self.image_size):
+            if size is not None and size < 1:
+                raise UserError(f"data.{name}={size}: at least 1.")
         if self.channels not in (1, 3):
             raise UserError(f"data.channels={self.channels}: 1 (grey) or 3 (colours).")
 

@@ -200,7 +200,22 @@ def _csv(file: Path, delimiter: str, columns: Sequence[str] | None) -> pa.Table:
     read = csv.ReadOptions(column_names=list(columns) if columns else None)
     quote: str | bool = '"' if delimiter == "," else False
     parse = csv.ParseOptions(delimiter=delimiter, quote_char=quote, newlines_in_values=delimiter == ",")
-    return csv.read_csv(file, read, parse, csv.ConvertOptions(strings_can_be_null=False))
+    table = csv.read_csv(file, read, parse, csv.ConvertOptions(strings_can_be_null=False))
+    last = table.column(table.num_columns - 1)[-1].as_py() if len(table) and quote else None
+    if isinstance(last, str) and "\n" in last:
+        _check_closed(file, last)
+    return table
+
+
+def _check_closed(file: Path, last: str) -> None:
+    """A quotation mark that is never closed takes every row behind it into the file's `last` value."""
+    import pyarrow as pa
+
+    with pa.input_stream(str(file)) as stream:
+        content = stream.read()
+    if not content.rstrip().endswith(b'"'):
+        line = content.count(b"\n") - last.count("\n") + 1
+        raise UserError(f"data.path={file}: line {line}: a quotation mark is opened there and never closed.")
 
 
 def _json_lines(file: Path) -> pa.Table:

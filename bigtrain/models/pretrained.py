@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def load_gguf(place: Path, attention: str) -> Any:
 
     with whole_modules():
         try:
-            with _silent():
+            with _silent(), redirect_stderr(StringIO()):  # a bar of its own
                 read = AutoModelForCausalLM.from_pretrained(
                     place.parent, gguf_file=place.name, dtype=torch.float32, attn_implementation=attention
                 )

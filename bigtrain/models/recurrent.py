@@ -54,9 +54,11 @@ class LSTMSeq2Seq(nn.Module):
     ) -> None:
         super().__init__()
         if width < 2 or width % 2:
-            raise UserError(f"model.width={width}: an even number, half of it for each direction of reading.")
-        if layers < 1 or not 0 <= dropout < 1:
-            raise UserError("model.layers: at least 1; model.dropout: at least 0 and below 1.")
+            raise UserError(f"model.width={width}: an even number from 2 on, half of it for each direction of reading.")
+        if layers < 1:
+            raise UserError(f"model.layers={layers}: at least 1.")
+        if not 0 <= dropout < 1:
+            raise UserError(f"model.dropout={dropout}: at least 0 and below 1.")
         for name, share in ("word_dropout", word_dropout), ("word_shuffle", word_shuffle):
             if not 0 <= share <= 1:
                 raise UserError(f"model.{name}={share}: a share, from 0 to 1.")

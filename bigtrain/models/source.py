@@ -63,13 +63,18 @@ def reason(error: Exception) -> str:
 
 
 def read_config(place: Path, path: str) -> Any:
-    """The transformers configuration of a folder."""
+    """The transformers configuration of a folder, or of a GGUF file."""
     from transformers import AutoConfig
 
+    if place.is_file():
+        need_gguf(place)
     try:
+        if place.is_file():
+            return AutoConfig.from_pretrained(place.parent, gguf_file=place.name)
         return AutoConfig.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # of any kind: it is the user's file
-        raise UserError(f"model.path={path}: transformers cannot read its config.json: {reason(error)}") from error
+        name = place.name if place.is_file() else "its config.json"
+        raise UserError(f"model.path={path}: transformers cannot read {name}: {reason(error)}") from error
 
 
 @dataclass

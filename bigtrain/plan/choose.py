@@ -1,4 +1,4 @@
-"""`engine=auto`: of all ways to spread a recipe over its ranks, the cheapest that fits."""
+"""`engine=auto`: of all ways to spread a recipe over its ranks, the cheapest that fits; the simplest of equals."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 ENGINES = ("local", "ddp", "zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload")
 CHECKPOINTING: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 SHOWN = 5
+ALIKE = 0.02
+"""Share of a step by which two plans do not differ: they are not that exact."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was looked at, the cheapest first; those that do not fit behind, by what they need."""
+    """What was looked at, the chosen one first, then the cheapest; those that do not fit behind, by what they need."""
 
     plans: tuple[Plan, ...]
 
     @property
     def best(self) -> Plan:
-        """The cheapest that fits, or what comes nearest to it."""
+        """The simplest of the cheapest that fit, or what comes nearest to it."""
         return self.plans[0]
 
     def overrides(self) -> list[str]:
@@ -83,7 +85,24 @@ def choose(config: RunConfig, nodes: int | None = None) -> Choice:
         seconds = one.pace.step if one.pace is not None else 0.0
         return (False, seconds, one.needed) if one.fits is not False else (True, one.needed, seconds)
 
-    return Choice(tuple(sorted(found, key=order)))
+    plans = sorted(found, key=order)
+    simplest = min((one for one in plans if _alike(one, plans[0])), key=_effort)
+    return Choice((simplest, *(one for one in plans if one is not simplest)))
+
+
+def _alike(one: Plan, other: Plan) -> bool:
+    """Whether a plan cannot tell which of two is cheaper."""
+    if one.fits is False or other.fits is False or one.pace is None or other.pace is None:
+        return one is other
+    return abs(one.pace.step - other.pace.step) <= ALIKE * other.pace.step
+
+
+def _effort(one: Plan) -> tuple[int, ...]:
+    """What is simpler is less: the engine, what is computed twice, weights in pieces."""
+    setup = one.setup
+    offload = "_offload" if setup.offload_optimizer else ""
+    engine = ENGINES.index(f"{setup.engine}{offload}")
+    return engine, CHECKPOINTING.index(setup.activation_checkpointing), setup.tensor_parallel
 
 
 def candidates(config: RunConfig, model: Shape | Traced, nodes: int | None) -> Iterator[RunConfig]:

@@ -193,6 +193,11 @@ def _notes(config: RunConfig, where: Cluster, model: Shape | Traced) -> Iterator
         yield "note: products in fp8 are planned as in bf16: what they take is known of bigtrain's own decoder only"
     elif config.precision.fp8 and not config.trainer.compile:
         yield "note: fp8 pays where scaling is fused, as this plan takes it to be: trainer.compile=true"
+    classifies = str(config.objective["_target_"]).endswith(".classification")
+    if not isinstance(model, Shape) and classifies and config.model.get("classes", 0) is None:
+        from bigtrain.plan.traced import CLASSES
+
+        yield f"note: planned with {CLASSES} classes: they are known when the data are prepared, or by model.classes=N"
     if engine.quantized_weights or engine.quantized_gradients or engine.hierarchical_partition:
         yield "note: ZeRO++ is planned as ZeRO-3: neither its shorter messages nor its second copy of the weights"
 

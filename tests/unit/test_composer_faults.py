@@ -54,7 +54,7 @@ def test_a_null_of_ones_own_file_is_told_to_be_from_there(tmp_path: Path) -> Non
     (tmp_path / "recipe").mkdir()
     file = tmp_path / "recipe" / "mine.yaml"
     file.write_text(FIRST + "defaults: [/recipe/smoke, _self_]\ntrainer: {global_batch_size: null}\n")
-    with pytest.raises(UserError, match=f"must be int, not None \\(from {file}\\)"):
+    with pytest.raises(UserError, match=f"must be int, not null \\(from {file}\\)"):
         compose(["--config-dir", str(tmp_path), "recipe=mine"])
 
 

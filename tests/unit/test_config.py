@@ -136,6 +136,7 @@ def test_settings_that_this_model_has_not_are_not_named() -> None:
         ("lr=1e-3", ["unknown key 'lr'", "Did you mean 'optimizer.lr'?"]),
         ("batch_size=8", ["unknown key 'batch_size'", "Did you mean 'trainer.global_batch_size'?"]),
         ("trainer.learning_rate=1e-3", ["Did you mean 'optimizer.lr'?"]),
+        ("evaluation.every=5", ["Did you mean 'trainer.eval_every'?"]),
         ("model.n_layer=2", ["Did you mean 'layers'?"]),
         ("trainer.early_stopping={patients: 3}", ["unknown key 'trainer.early_stopping.patients'", "'patience'"]),
         ("trainer.max_steps=0", ["at least 1"]),
@@ -194,10 +195,12 @@ def test_a_users_folder_wins_over_the_shipped_one(tmp_path: Path) -> None:
 
 def test_global_batch_arithmetic() -> None:
     assert accumulation(Trainer(global_batch_size=32, micro_batch_size=4), 2) == 4
-    with pytest.raises(UserError, match=r"take trainer.global_batch_size=24 or 32"):
+    with pytest.raises(UserError, match=r"take trainer.micro_batch_size=1 or trainer.global_batch_size=24 or "):
         accumulation(Trainer(global_batch_size=30, micro_batch_size=4), 2)
-    with pytest.raises(UserError, match=r"take trainer.global_batch_size=8, or"):
-        accumulation(Trainer(global_batch_size=2, micro_batch_size=4), 2)
+    with pytest.raises(UserError, match=r"take trainer.global_batch_size=8\.$"):
+        accumulation(Trainer(global_batch_size=3, micro_batch_size=4), 2)
+    with pytest.raises(UserError, match=r"take trainer.micro_batch_size=16 or trainer.global_batch_size=512\.$"):
+        accumulation(Trainer(global_batch_size=128, micro_batch_size=64), 8)
 
 
 def test_the_end_on_the_command_line_replaces_the_recipes() -> None:

@@ -127,7 +127,7 @@ def test_auto_takes_the_cheapest_that_fits() -> None:
     chosen = choose(config, nodes=4)
     fitting = [one for one in chosen.plans if one.fits]
     assert chosen.best.fits and chosen.best.pace is not None
-    assert chosen.best.pace.step == min(one.pace.step for one in fitting if one.pace)
+    assert chosen.best.pace.step <= 1.02 * min(one.pace.step for one in fitting if one.pace)
     assert len(fitting) < len(chosen.plans)  # some do not fit
     assert "runners-up" in chosen.table() and "GiB too much" in chosen.table()
 

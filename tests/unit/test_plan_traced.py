@@ -94,3 +94,20 @@ def test_a_pretrained_folder_of_an_older_transformers(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(written))
     config = compose(["recipe=finetune/bert_classification", "data.path=x", f"model.path={tmp_path}"]).config
     assert 100 * 32 < traced(config).trained < 40_000
+
+
+def test_the_weights_of_a_gguf_file_are_not_read(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "small.gguf", "llama")
+    writer.add_block_count(2)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(2)
+    writer.add_context_length(64)
+    writer.add_token_list([f"w{number}" for number in range(300)])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    words = ["recipe=finetune/llama_lora", f"model.path={tmp_path}", "data.path=x", "data.sequence_length=32"]
+    found = traced(compose(words).config)
+    assert 2 * 300 * 64 < found.parameters < 200_000 and found.trained < 0.3 * found.parameters

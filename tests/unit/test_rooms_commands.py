@@ -154,7 +154,7 @@ def test_the_export_evaluates_like_the_run(home: Path) -> None:
 
 def test_evaluate_refuses_what_it_cannot_do(home: Path) -> None:
     for arguments, message in (
-        (["run/export"], "without a held-out text"),
+        (["run/export"], "without held-out data: name them, as data=text data.path=FILE"),
         (["run", "task=translating"], "no task=translating. Did you mean .translation"),
         (["run", "--batch-size", "0"], "batch-size must be at least 1"),
         (["run", "data.path=othr.txt"], "no such file"),

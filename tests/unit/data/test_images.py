@@ -42,6 +42,8 @@ def test_the_digits_are_what_they_were(digits: Path) -> None:
 
 
 def test_a_number_of_images_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.image_size=0: at least 1"):
+        Images(path=str(tmp_path), image_size=0)
     with pytest.raises(UserError, match="data.max_images=-3: at least 1"):
         Images(path=str(tmp_path), max_images=-3)
 

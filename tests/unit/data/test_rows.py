@@ -302,6 +302,7 @@ def test_wrong_rows_are_refused(tmp_path: Path) -> None:
         ({"folds": 3}, "a fold from 0 to 2"),
         ({"held_out": 1.0}, "below 1"),
         ({"folds": 1, "fold": 0}, "at least 2"),
+        ({"sequence_length": 0}, "data.sequence_length=0: at least 1"),
     ):
         with pytest.raises(UserError, match=match):
             LabelledTexts(path="x", **settings_)
@@ -356,6 +357,10 @@ def test_texts_that_are_none_are_refused(tmp_path: Path) -> None:
 
     refused("latin.csv", "text,label\nfine,a\ncafé,b\n".encode("latin-1"), "text_column=text: row 2 is not UTF-8")
     refused("empty.csv", b"text,label\nfine,a\n ,b\n", "row 2 has no text")
+    refused(
+        "open.csv", b'text,label\nfine,a\nodd,"b\nwell,a\nill,b\n', "line 3: a quotation mark is opened there and ne"
+    )
+    refused("closed.csv", b'label,text\na,fine\nb,"odd\n or not"\n,last\n', "row 3 has no label")
     refused("one.csv", b"text,label\nfine,a\nwell,a\n", "all rows have the label 'a': nothing to tell apart")
 
 
