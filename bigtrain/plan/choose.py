@@ -22,6 +22,8 @@ CHECKPOINTING: tuple[Literal["none", "selective", "full"], ...] = ("none", "sele
 SHOWN = 5
 ALIKE = 0.02
 """Share of a step by which two plans do not differ: they are not that exact."""
+AMPLE = 0.8
+"""Share of the memory up to which what is simpler is worth its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +88,16 @@ def choose(config: RunConfig, nodes: int | None = None) -> Choice:
         return (False, seconds, one.needed) if one.fits is not False else (True, one.needed, seconds)
 
     plans = sorted(found, key=order)
-    simplest = min((one for one in plans if _alike(one, plans[0])), key=_effort)
+    simplest = min((one for one in plans if one is plans[0] or _alike(one, plans[0])), key=_effort)
     return Choice((simplest, *(one for one in plans if one is not simplest)))
 
 
 def _alike(one: Plan, other: Plan) -> bool:
-    """Whether a plan cannot tell which of two is cheaper."""
+    """Whether a plan cannot tell which of two is cheaper, and the first has room to spare."""
     if one.fits is False or other.fits is False or one.pace is None or other.pace is None:
-        return one is other
-    return abs(one.pace.step - other.pace.step) <= ALIKE * other.pace.step
+        return False
+    spare = one.room is None or one.needed <= AMPLE * one.room
+    return spare and abs(one.pace.step - other.pace.step) <= ALIKE * other.pace.step
 
 
 def _effort(one: Plan) -> tuple[int, ...]:

@@ -132,6 +132,15 @@ def test_auto_takes_the_cheapest_that_fits() -> None:
     assert "runners-up" in chosen.table() and "GiB too much" in chosen.table()
 
 
+def test_auto_takes_the_simplest_of_equals_that_has_room() -> None:
+    config = compose(["recipe=pretrain/llama_8b", "hardware=h100x8", "data.path=x", "engine=auto"]).config
+    best, *others = choose(config, nodes=4).plans
+    assert best.setup.engine == "zero3"  # ZeRO-2 takes as long, and nearly all of the memory
+    assert any(one.setup.engine == "zero2" and one.needed > 0.9 * (one.room or 0) for one in others[:3])
+    small = ["recipe=pretrain/gpt2_124m", "hardware=h100x8", "data.path=x", "engine=auto"]
+    assert choose(compose(small).config).best.setup.engine == "zero1"  # and not ZeRO-3, which is as fast
+
+
 def test_train_takes_what_auto_chose(capsys: pytest.CaptureFixture[str]) -> None:
     words = decided(["recipe=pretrain/gpt2_124m", "engine=auto", "hardware=h100x8", "data.path=x"])
     config = compose(words).config
