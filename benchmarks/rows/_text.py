@@ -242,7 +242,9 @@ def chatbot(row: Row) -> dict[str, Any]:
     from bigtrain.generate import answer
     from bigtrain.trained import load_trained
 
-    run = row.train("run", "recipe=chatbot/lstm", f"data.path={row.data}/chat", "launcher.cpu_processes=1")
+    run = row.train(
+        "run", "recipe=chatbot/lstm", f"data.path={row.data}/chat", "launcher.cpu_processes=1", "launcher.threads=1"
+    )  # matrices as small as these are faster on one core than on two
     trained = load_trained(run)
     known = _trained_pairs(trained)
     asked = random.Random(0).sample(sorted(known), 100)
@@ -261,7 +263,7 @@ def chatbot(row: Row) -> dict[str, Any]:
         "answers_of_100_training_questions": right, "answers_of_20_paraphrases": in_other_words,
         "held_out_perplexity": perplexity, "transcript": transcript,
         "bars": {"answers its training questions": right == len(asked),
-                 "and 20 of them in other words": in_other_words == len(PARAPHRASES)},
+                 "and 20 of 20 in other words": in_other_words == len(PARAPHRASES)},
     }  # fmt: skip
 
 
