@@ -46,24 +46,14 @@ used."""
 
 TASKS = ("language_modelling", "lm_eval", *written.TASKS)
 OF_TASK = {
-    "causal_lm": "causal_lm",
-    "masked_lm": "masked_lm",
-    "sequence_classification": "classification",
-    "token_classification": "classification",
-    "image_classification": "classification",
-    "seq2seq": "seq2seq",
+    "causal_lm": ("causal_lm", "text"),
+    "masked_lm": ("masked_lm", "masked_text"),
+    "sequence_classification": ("classification", "labelled_texts"),
+    "token_classification": ("classification", "tagged_words"),
+    "image_classification": ("classification", "images"),
+    "seq2seq": ("seq2seq", "pairs"),
 }
-"""The objective of a Hugging Face folder, by the task of its model."""
-
-
-DATA = {
-    "masked_lm": "masked_text",
-    "sequence_classification": "labelled_texts",
-    "token_classification": "tagged_words",
-    "image_classification": "images",
-    "seq2seq": "pairs",
-}
-"""The data of a Hugging Face folder where the user names none, by the task of its model; of others text."""
+"""The objective of a Hugging Face folder by the task of its model, and the data where the user names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +118,10 @@ def evaluate(
     config = trained.config
     if not chosen and config is None:
         raise UserError(
-            f"{path} is a Hugging Face folder without held-out data: name them, as data={_data_of(trained)} "
+            f"{path} is a Hugging Face folder without held-out data: name them, as data={_of_task(trained)[1]} "
             "data.path=FILE."
         )
-    kind = OF_TASK[getattr(trained.model, "task", "causal_lm")]
+    kind, _ = _of_task(trained)
     objective: Component = {"_target_": f"bigtrain.objectives.{kind}"}
     if config is not None:
         objective = own_component(trained, "objective", overrides)
@@ -215,8 +205,8 @@ def arithmetic(trained: Trained, precision: str) -> AbstractContextManager[Any]:
     return torch.autocast(trained.device.type, DTYPES[precision]) if precision != "fp32" else nullcontext()
 
 
-def _data_of(trained: Trained) -> str:
-    return DATA.get(getattr(trained.model, "task", "causal_lm"), "text")
+def _of_task(trained: Trained) -> tuple[str, str]:
+    return OF_TASK[getattr(trained.model, "task", "causal_lm")]
 
 
 def own_component(trained: Trained, key: str, overrides: Sequence[str]) -> Component:
@@ -239,7 +229,7 @@ def other_data(trained: Trained, chosen: Sequence[str], config_dirs: Sequence[st
         component = trusted_component(own["data"], "data", trained.path, chosen)
     else:
         words = [word for folder in folders for word in ("--config-dir", str(folder))]
-        component = compose_data([*words, *(groups or [f"data={_data_of(trained)}"]), *values.values()])
+        component = compose_data([*words, *(groups or [f"data={_of_task(trained)[1]}"]), *values.values()])
     given = {key.removeprefix("data.") for key in values}
     if "path" in given and "domains" in component:  # the other text is in none of the run's domains
         component |= {"domains": None, "stages": None}

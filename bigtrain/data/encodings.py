@@ -200,14 +200,14 @@ def number_labels(
         counts = Counter(given)
         ordered = sorted(counts, key=lambda value: (isinstance(value, str), value))
         if len(ordered) > 1000 or any(isinstance(value, float) and not value.is_integer() for value in ordered):
-            few = str(ordered[-1])[:40]
+            one = repr(ordered[-1])[:40]
             hint = (
                 "is it the column of the labels (data.label_column)?"
                 if isinstance(ordered[-1], str)
                 else "are they numbers to be predicted (data.numbers=true with objective=regression), or in need of "
                 "data.label_ranges?"
             )
-            raise UserError(f"data: {name} has {len(ordered):,} different values, such as {few!r}: {hint}")
+            raise UserError(f"data: {name} has {len(ordered):,} different values, such as {one}: {hint}")
         return [str(value) for value in ordered], [ordered.index(value) for value in given]
     number = {str(label): at for at, label in enumerate(labels)}
     for row, value in enumerate(given):

@@ -66,14 +66,13 @@ def read_config(place: Path, path: str) -> Any:
     """The transformers configuration of a folder, or of a GGUF file."""
     from transformers import AutoConfig
 
+    folder, name, kind = place, "its config.json", {}
     if place.is_file():
         need_gguf(place)
+        folder, name, kind = place.parent, place.name, {"gguf_file": place.name}
     try:
-        if place.is_file():
-            return AutoConfig.from_pretrained(place.parent, gguf_file=place.name)
-        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, **kind)
     except Exception as error:  # of any kind: it is the user's file
-        name = place.name if place.is_file() else "its config.json"
         raise UserError(f"model.path={path}: transformers cannot read {name}: {reason(error)}") from error
 
 

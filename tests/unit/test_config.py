@@ -195,8 +195,10 @@ def test_a_users_folder_wins_over_the_shipped_one(tmp_path: Path) -> None:
 
 def test_global_batch_arithmetic() -> None:
     assert accumulation(Trainer(global_batch_size=32, micro_batch_size=4), 2) == 4
-    with pytest.raises(UserError, match=r"take trainer.micro_batch_size=1 or trainer.global_batch_size=24 or "):
+    with pytest.raises(UserError, match=r"=1 or trainer.global_batch_size=24 or trainer.global_batch_size=32\.$"):
         accumulation(Trainer(global_batch_size=30, micro_batch_size=4), 2)
+    with pytest.raises(UserError, match=r"take trainer.micro_batch_size=1 or trainer.global_batch_size=8\.$"):
+        accumulation(Trainer(global_batch_size=2, micro_batch_size=4), 2)
     with pytest.raises(UserError, match=r"take trainer.global_batch_size=8\.$"):
         accumulation(Trainer(global_batch_size=3, micro_batch_size=4), 2)
     with pytest.raises(UserError, match=r"take trainer.micro_batch_size=16 or trainer.global_batch_size=512\.$"):
